@@ -1,0 +1,49 @@
+"""GM-VQ and vector quantization in JAX: pure functions and Flax modules."""
+
+from gmvq_jax.albo import Albo
+from gmvq_jax.albo import albo
+from gmvq_jax.albo import kl_to_uniform
+from gmvq_jax.albo import latent_aggregated
+from gmvq_jax.albo import latent_coupled
+from gmvq_jax.albo import latent_expected
+from gmvq_jax.albo import perplexity
+from gmvq_jax.autoencoder import VectorQuantizer
+from gmvq_jax.codebook import code_counts
+from gmvq_jax.codebook import kmeans
+from gmvq_jax.codebook import nearest_codes
+from gmvq_jax.posterior import Latents
+from gmvq_jax.posterior import aggregated_posterior
+from gmvq_jax.posterior import component_variance
+from gmvq_jax.posterior import gumbel_softmax
+from gmvq_jax.posterior import log_posterior
+from gmvq_jax.posterior import most_probable_latents
+from gmvq_jax.posterior import posterior_entropy
+from gmvq_jax.posterior import sample_latents
+from gmvq_jax.quantizers import Quantized
+from gmvq_jax.quantizers import Quantizer
+from gmvq_jax.quantizers import gmvq
+
+__all__ = [
+    'Albo',
+    'Latents',
+    'Quantized',
+    'Quantizer',
+    'VectorQuantizer',
+    'aggregated_posterior',
+    'albo',
+    'code_counts',
+    'component_variance',
+    'gmvq',
+    'gumbel_softmax',
+    'kl_to_uniform',
+    'kmeans',
+    'latent_aggregated',
+    'latent_coupled',
+    'latent_expected',
+    'log_posterior',
+    'most_probable_latents',
+    'nearest_codes',
+    'perplexity',
+    'posterior_entropy',
+    'sample_latents',
+]

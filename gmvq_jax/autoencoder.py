@@ -1,0 +1,161 @@
+"""Encoder + quantizer + decoder, and a quantizer as a Linen module.
+
+Shapes: images `[B, H, W, channels]` in [0, 1]; latents `[B, h, w, L]`.
+"""
+
+from typing import Any
+from typing import NamedTuple
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gmvq_jax import networks
+from gmvq_jax.quantizers import base
+
+
+class Variables(NamedTuple):
+  """Everything an autoencoder is besides its structure.
+
+  Attributes:
+    params: the optimiser's; a dict of `encoder`, `quantizer` and `decoder`.
+    batch_stats: of the batch norms; a dict of `encoder` and `decoder`.
+    quantizer_state: the quantizer's own.
+  """
+
+  params: Any
+  batch_stats: Any
+  quantizer_state: Any
+
+
+class Autoencoder(NamedTuple):
+  """The structure: two networks and what is between them."""
+
+  encoder: networks.Encoder
+  quantizer: base.Quantizer
+  decoder: networks.Decoder
+
+  def init(self, key: chex.PRNGKey, image_shape: tuple[int, ...]) -> Variables:
+    """Returns fresh variables for images of shape `[H, W, channels]`."""
+    keys = jax.random.split(key, 3)
+    images = jnp.zeros((1, *image_shape))
+    encoder = self.encoder.init(keys[0], images, train=False)
+    codebook, state = self.quantizer.init(keys[1])
+    grid = jax.eval_shape(
+        lambda: self.encoder.apply(encoder, images, train=False)
+    ).shape[:-1]
+    z = self.quantizer.embed(codebook, state, jnp.zeros(grid, jnp.int32))
+    decoder = self.decoder.init(keys[2], z, train=False)
+    return Variables(
+        params={
+            'encoder': encoder['params'],
+            'quantizer': codebook,
+            'decoder': decoder['params'],
+        },
+        batch_stats={
+            'encoder': encoder.get('batch_stats', {}),
+            'decoder': decoder.get('batch_stats', {}),
+        },
+        quantizer_state=state,
+    )
+
+  def encode(
+      self, variables: Variables, images: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, Variables]:
+    """Returns `h [B, h, w, sum(heads)]`, and variables with new statistics."""
+    return self._network(self.encoder, 'encoder', variables, images, train)
+
+  def decode(
+      self, variables: Variables, z: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, Variables]:
+    """Returns images `[B, H, W, channels]`, and variables as `encode` does."""
+    return self._network(self.decoder, 'decoder', variables, z, train)
+
+  def quantize(
+      self, variables: Variables, h: jax.Array, **kwargs
+  ) -> tuple[base.Quantized, Variables]:
+    """Returns what `Quantizer.apply` does, given its keyword arguments."""
+    quantized, state = self.quantizer.apply(
+        variables.params['quantizer'], variables.quantizer_state, h, **kwargs
+    )
+    return quantized, variables._replace(quantizer_state=state)
+
+  def reconstruct(
+      self, variables: Variables, images: jax.Array, **kwargs
+  ) -> tuple[jax.Array, base.Quantized]:
+    """Encodes, quantizes as at evaluation, and decodes.
+
+    Args:
+      variables: of this autoencoder.
+      images: `[B, H, W, channels]`.
+      **kwargs: for `Quantizer.apply`, such as `mask`.
+
+    Returns:
+      Images like `images`, and the `Quantized`.
+    """
+    h, _ = self.encode(variables, images)
+    quantized, _ = self.quantize(variables, h, **kwargs)
+    decoded, _ = self.decode(variables, quantized.z)
+    return decoded, quantized
+
+  def _network(self, network, name, variables, x, train):
+    inputs = {
+        'params': variables.params[name],
+        'batch_stats': variables.batch_stats[name],
+    }
+    if not train:
+      return network.apply(inputs, x, train=False), variables
+    y, updated = network.apply(inputs, x, train=True, mutable=['batch_stats'])
+    stats = updated.get('batch_stats', {})
+    batch_stats = {**variables.batch_stats, name: stats}
+    return y, variables._replace(batch_stats=batch_stats)
+
+
+class VectorQuantizer(nn.Module):
+  """Puts a quantizer into a Linen model.
+
+  Its params are in the collection `params`; its state, where it has any, in
+  `quantizer`, which is to be mutable in training. Training needs the random
+  stream `quantizer`.
+
+  After each step of the optimiser call `quantizer.finish`, where it does
+  something: GM-VQ's does not.
+
+  Attributes:
+    quantizer: what a factory such as `gmvq_jax.gmvq` returned.
+  """
+
+  quantizer: base.Quantizer
+
+  @nn.compact
+  def __call__(
+      self,
+      h: jax.Array,
+      *,
+      temperature: chex.Numeric | None = None,
+      train: bool = False,
+      mask: jax.Array | None = None,
+      axis_name: str | None = None,
+  ) -> base.Quantized:
+    """Quantizes `h [..., sum(quantizer.heads)]`; see `Quantizer.apply`."""
+    chex.assert_axis_dimension(h, -1, sum(self.quantizer.heads))
+    start = None
+    if self.is_initializing():
+      # One call, so that params and state belong together.
+      start = self.quantizer.init(self.make_rng('params'))
+    params = self.param('quantizer', lambda _: start[0])
+    state = self.variable('quantizer', 'state', lambda: start[1])
+    quantized, new_state = self.quantizer.apply(
+        params,
+        state.value,
+        h,
+        key=self.make_rng('quantizer') if train else None,
+        temperature=temperature,
+        train=train,
+        mask=mask,
+        axis_name=axis_name,
+    )
+    if self.is_mutable_collection('quantizer'):
+      state.value = new_state
+    return quantized

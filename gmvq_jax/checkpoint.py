@@ -1,0 +1,149 @@
+"""Checkpoints: the last two, and the best on validation."""
+
+from collections.abc import Iterable
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from gmvq_jax import errors
+
+METRIC = 'mse'
+
+
+class Checkpoints:
+  """The checkpoints of a work directory, written in the background."""
+
+  def __init__(self, workdir: pathlib.Path):
+    """Opens `checkpoints/`."""
+    self._directory = workdir / 'checkpoints'
+    self._damaged = workdir / 'damaged_checkpoints'
+    self._manager = self._open()
+
+  @property
+  def latest_step(self) -> int | None:
+    """The step of the newest whole checkpoint, if any."""
+    return self._manager.latest_step()
+
+  def save(
+      self, step: int, state: Any, metrics: dict[str, float] | None = None
+  ) -> None:
+    """Saves a pytree of arrays, unless that step is there already.
+
+    Args:
+      step: its number.
+      state: copied before this returns; written after.
+      metrics: those of its evaluation, if any; the best checkpoint is the one
+        of the lowest `METRIC`.
+    """
+    if step in self._manager.all_steps():
+      return
+    self._manager.save(
+        step,
+        args=ocp.args.StandardSave(state),
+        metrics=metrics and {METRIC: metrics[METRIC]},
+    )
+
+  def restore_latest(self, like: Any) -> tuple[Any, int] | None:
+    """Returns the newest checkpoint that can be read, and its step.
+
+    Those that cannot are named and moved to `damaged_checkpoints/`.
+
+    Args:
+      like: a pytree of arrays, or of `jax.ShapeDtypeStruct` with shardings,
+        that says what is expected.
+
+    Returns:
+      None when there is no checkpoint.
+
+    Raises:
+      errors.UserError: when there are checkpoints and none can be read.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if not steps:
+      return None
+    restored = self._restore_first(steps, like)
+    for step in steps[: steps.index(restored[1])]:
+      self._set_aside(step)
+    if steps[0] != restored[1]:
+      self._manager.close()
+      self._manager = self._open()
+    return restored
+
+  def restore_best(self, like: Any) -> tuple[Any, int]:
+    """Returns the checkpoint that is best on validation, and its step.
+
+    Falls back to the next best where one cannot be read, and to the newest
+    where none was evaluated.
+
+    Raises:
+      errors.UserError: when there is none that can be read.
+    """
+    steps = self._manager.all_steps()
+    if not steps:
+      raise errors.UserError(
+          f'{self._directory}: holds no checkpoint yet; train first'
+      )
+    evaluated = {s: m[METRIC] for s in steps if (m := self._manager.metrics(s))}
+    ranked = sorted(
+        steps, key=lambda s: (s not in evaluated, evaluated.get(s), -s)
+    )
+    return self._restore_first(ranked, like)
+
+  def wait(self) -> None:
+    """Waits until everything is written."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and closes the directory."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def _open(self):
+    policy = policies.AnyPreservationPolicy([
+        policies.LatestN(2),
+        policies.BestN(
+            n=1,
+            get_metric_fn=lambda metrics: metrics[METRIC],
+            reverse=True,  # The lowest is the last, and so the best.
+            keep_checkpoints_without_metrics=False,
+        ),
+    ])
+    return ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policy, cleanup_tmp_directories=True
+        ),
+    )
+
+  def _restore_first(self, steps: Iterable[int], like: Any):
+    """Returns the first of `steps` that can be read."""
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    for step in steps:
+      try:
+        args = ocp.args.StandardRestore(like)
+        return self._manager.restore(step, args=args), step
+      except Exception as error:  # Orbax raises whatever its layers do.
+        reason = ' '.join(str(error).split())[:200]
+        logging.warning(
+            'Checkpoint %d in %s cannot be read (%s): %s',
+            step,
+            self._directory,
+            type(error).__name__,
+            reason,
+        )
+    raise errors.UserError(
+        f'{self._directory}: none of its checkpoints can be read; give another'
+        ' work directory'
+    )
+
+  def _set_aside(self, step):
+    self._damaged.mkdir(exist_ok=True)
+    target = self._damaged / str(step)
+    while target.exists():
+      target = target.with_name(target.name + '_')
+    (self._directory / str(step)).rename(target)
+    logging.warning('Moved checkpoint %d to %s.', step, self._damaged)

@@ -1,0 +1,136 @@
+"""Codebooks: nearest codes, usage, and the k-means start.
+
+Shapes: `N` points, `C` codes, `L` dimensions.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from gmvq_jax import numerics
+
+
+def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
+  """Returns the code of the nearest codeword, `[...]` int32.
+
+  Args:
+    points: `[..., L]`.
+    codebook: `[C, L]`. Of codewords at equal distance the first wins.
+  """
+  return jnp.argmin(_distances(points, codebook), axis=-1).astype(jnp.int32)
+
+
+def code_counts(
+    codes: jax.Array, num_codes: int, *, mask: jax.Array | None = None
+) -> jax.Array:
+  """Returns how often each code occurs, `[C]` float32.
+
+  Args:
+    codes: `[...]` integers in `[0, C)`.
+    num_codes: C.
+    mask: `[...]`, positions that count (True or a weight); all by default.
+  """
+  weights = None if mask is None else mask.reshape(-1).astype(jnp.float32)
+  counts = jnp.bincount(codes.reshape(-1), weights, length=num_codes)
+  return counts.astype(jnp.float32)
+
+
+@functools.partial(
+    jax.jit, static_argnames=('num_clusters', 'num_iterations')
+)
+def kmeans(
+    key: chex.PRNGKey,
+    points: jax.Array,
+    num_clusters: int,
+    *,
+    num_iterations: int = 10,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Clusters points: a k-means++ start, then Lloyd's iterations.
+
+  An empty cluster is re-seeded at the point farthest from its centroid. The
+  result is a function of the key and the points, so it is the same on every
+  host. Start: Arthur and Vassilvitskii 2007, "k-means++".
+
+  Args:
+    key: random key.
+    points: `[N, L]`.
+    num_clusters: C, at most N.
+    num_iterations: Lloyd's iterations.
+    mask: `[N]`, points that count; all by default.
+
+  Returns:
+    `centroids [C, L]` and `assignments [N]` int32, the nearest of them.
+
+  Raises:
+    ValueError: when there are more clusters than points.
+  """
+  (points,) = numerics.promote(points)
+  chex.assert_rank(points, 2)
+  if num_clusters > points.shape[0]:
+    raise ValueError(
+        f'k-means: num_clusters={num_clusters} is more than the'
+        f' {points.shape[0]} points given; it must be at most that'
+    )
+  weights = jnp.ones(points.shape[0], points.dtype)
+  if mask is not None:
+    weights = mask.astype(points.dtype)
+    points = jnp.where(mask[:, None], points, 0)
+
+  centroids = _kmeans_plus_plus(key, points, weights, num_clusters)
+
+  def lloyd(_, centroids):
+    distances = _distances(points, centroids)
+    assignments = jnp.argmin(distances, axis=-1)
+    counts = jnp.zeros(num_clusters, points.dtype).at[assignments].add(weights)
+    sums = jnp.zeros_like(centroids).at[assignments].add(
+        points * weights[:, None]
+    )
+    means = sums / jnp.maximum(counts, 1)[:, None]
+    # The k-th empty cluster takes the k-th worst represented point.
+    empty = counts == 0
+    error = weights * _nearest_distance(points, centroids, assignments)
+    _, worst = jax.lax.top_k(error, num_clusters)
+    rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
+    return jnp.where(empty[:, None], points[worst[rank]], means)
+
+  centroids = jax.lax.fori_loop(0, num_iterations, lloyd, centroids)
+  return centroids, nearest_codes(points, centroids)
+
+
+def _kmeans_plus_plus(key, points, weights, num_clusters):
+  """Picks points as centroids, each with probability ~ squared distance."""
+  log_weights = jnp.log(weights)
+  keys = jax.random.split(key, num_clusters)
+  first = points[jax.random.categorical(keys[0], log_weights)]
+  distance = jnp.sum(jnp.square(points - first), axis=-1)
+  centroids = jnp.zeros((num_clusters, points.shape[1]), points.dtype)
+
+  def pick(index, carry):
+    centroids, distance = carry
+    # The floor keeps a choice where all points are centroids already.
+    tiny = jnp.finfo(points.dtype).tiny
+    logits = jnp.log(jnp.maximum(distance, tiny)) + log_weights
+    chosen = points[jax.random.categorical(keys[index], logits)]
+    distance = jnp.minimum(
+        distance, jnp.sum(jnp.square(points - chosen), axis=-1)
+    )
+    return centroids.at[index].set(chosen), distance
+
+  centroids, _ = jax.lax.fori_loop(
+      1, num_clusters, pick, (centroids.at[0].set(first), distance)
+  )
+  return centroids
+
+
+def _distances(points, codebook):
+  """Returns squared distances `[..., C]`, less |point|^2, by one product."""
+  points, codebook = numerics.promote(points, codebook)
+  products = jnp.matmul(points, codebook.T, precision=numerics.PRECISION)
+  return jnp.sum(jnp.square(codebook), axis=-1) - 2 * products
+
+
+def _nearest_distance(points, codebook, codes):
+  return jnp.sum(jnp.square(points - codebook[codes]), axis=-1)

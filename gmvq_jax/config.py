@@ -1,0 +1,282 @@
+"""The configuration: every field with its default, and what may stand in it."""
+
+import inspect
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gmvq_jax import errors
+from gmvq_jax import quantizers
+from gmvq_jax import schedules
+
+DTYPES = ('float32', 'bfloat16')
+
+# May differ between the start of a run and its continuation: they change what
+# is looked at, not what is computed.
+FREE_TO_CHANGE = ('log_every_steps', 'checkpoint_every_steps', 'data.dir')
+
+
+def default_config() -> ConfigDict:
+  """Returns the paper's setting, less the data set and the quantizer."""
+  return ConfigDict({
+      'seed': 0,
+      # Steps. `num_steps=0` takes them from the epochs.
+      'batch_size': 256,
+      'num_epochs': 100,
+      'num_steps': 0,
+      # AdamW; linear warm-up from a factor of the maximum, then cosine to 0.
+      'learning_rate': 1e-2,
+      'warmup_fraction': 0.1,
+      'warmup_factor': 0.2,
+      'weight_decay': 1e-4,
+      'adam_b1': 0.9,
+      'adam_b2': 0.95,
+      'temperature': {'start': 2.0, 'end': 0.1, 'shape': 'exponential'},
+      # Where a run starts: the best parameters of another work directory, or
+      # k-means of the latents of this many images (0: a random codebook).
+      'init_from': '',
+      'kmeans': {'images': 256, 'iterations': 10},
+      'log_every_steps': 50,
+      'eval_every_steps': 500,
+      'checkpoint_every_steps': 500,
+      'eval_batch_size': 256,
+      # Before each evaluation the statistics of the batch norms are gathered
+      # anew from this many training images, without noise (0: never).
+      'calibration_images': 4096,
+      'data': {
+          'name': '',
+          'dir': '',
+          'train': 'train[:90%]',
+          'validation': 'train[90%:]',
+          'test': 'test',
+      },
+      'network': {
+          'width': 64,
+          'encoder_blocks': 2,
+          'decoder_blocks': 2,
+          'num_downsamplings': 2,
+          'batch_norm': True,
+          'dtype': 'float32',
+      },
+      'quantizer': {'name': ''},
+  })
+
+
+def gmvq_config() -> ConfigDict:
+  """Returns the `quantizer` fields of GM-VQ, at the paper's values if known."""
+  return ConfigDict({
+      'name': 'gmvq',
+      'num_codes': 1024,
+      'dim': 64,
+      'gamma': 0.01,
+      'beta': 1.0,
+      'two_sigma2': 1.0,
+      'latent': 'coupled',
+      'aggregate': 'positions',
+      'hard': True,
+      'stop_variance_gradient': False,
+      'weight_scale': 1.0,
+  })
+
+
+_AT_LEAST_0 = (lambda x: x >= 0, 'at least 0')
+_AT_LEAST_1 = (lambda x: x >= 1, 'at least 1')
+_POSITIVE = (lambda x: x > 0, 'greater than 0')
+_SHARE = (lambda x: 0 <= x < 1, 'at least 0 and less than 1')
+
+_RULES = {
+    'seed': (lambda x: 0 <= x < 2**32, 'at least 0 and less than 2^32'),
+    'batch_size': _AT_LEAST_1,
+    'num_epochs': _AT_LEAST_1,
+    'num_steps': _AT_LEAST_0,
+    'learning_rate': _POSITIVE,
+    'warmup_fraction': _SHARE,
+    'warmup_factor': (lambda x: 0 <= x <= 1, 'from 0 to 1'),
+    'weight_decay': _AT_LEAST_0,
+    'adam_b1': _SHARE,
+    'adam_b2': _SHARE,
+    'temperature.start': _POSITIVE,
+    'temperature.end': _POSITIVE,
+    'temperature.shape': schedules.TEMPERATURE_SHAPES,
+    'kmeans.images': _AT_LEAST_0,
+    'kmeans.iterations': _AT_LEAST_0,
+    'log_every_steps': _AT_LEAST_1,
+    'eval_every_steps': _AT_LEAST_1,
+    'checkpoint_every_steps': _AT_LEAST_1,
+    'eval_batch_size': _AT_LEAST_1,
+    'calibration_images': _AT_LEAST_0,
+    'data.name': (bool, 'a data set, such as cifar10 or array:PATH'),
+    'network.width': _AT_LEAST_1,
+    'network.encoder_blocks': _AT_LEAST_0,
+    'network.decoder_blocks': _AT_LEAST_0,
+    'network.num_downsamplings': _AT_LEAST_0,
+    'network.dtype': DTYPES,
+    'quantizer.name': tuple(quantizers.FACTORIES),
+    'quantizer.num_codes': (lambda x: x >= 2, 'at least 2'),
+    'quantizer.dim': _AT_LEAST_1,
+    'quantizer.gamma': _AT_LEAST_0,
+    'quantizer.beta': _AT_LEAST_0,
+    'quantizer.two_sigma2': _POSITIVE,
+    'quantizer.weight_scale': _POSITIVE,
+    'quantizer.latent': quantizers.LATENT_TERMS,
+    'quantizer.aggregate': quantizers.AGGREGATES,
+}
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks a configuration by itself, before anything is loaded.
+
+  Raises:
+    errors.UserError: for the first field that is missing, unknown, of a wrong
+      type or out of range.
+  """
+  given = flatten(config)
+  default = flatten(default_config())
+  for field, value in default.items():
+    if field not in given:
+      raise errors.UserError(f'config.{field} is missing; such as {value!r}')
+  for field, value in given.items():
+    if field in default:
+      _check_type(field, value, type(default[field]))
+    elif not field.startswith('quantizer.'):
+      raise errors.UserError(
+          f'config.{field}={value!r}: there is no such field; there are'
+          f' {", ".join(sorted(default))}'
+      )
+  _check_rule('quantizer.name', given['quantizer.name'])
+  _check_quantizer(config['quantizer'])
+  for field, value in given.items():
+    if field in _RULES:
+      _check_rule(field, value)
+
+
+def validate_data(
+    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_images: int,
+    num_devices: int,
+) -> None:
+  """Checks a configuration against its data and the devices.
+
+  Args:
+    config: one that `validate` passes.
+    image_shape: `(H, W, channels)`.
+    num_images: in the training split.
+    num_devices: that share a batch.
+
+  Raises:
+    errors.UserError: for the first thing that does not fit.
+  """
+  for field in ('batch_size', 'eval_batch_size'):
+    if config[field] % num_devices:
+      raise errors.UserError(
+          f'config.{field}={config[field]}: not divisible by the'
+          f' {num_devices} devices; give a multiple of {num_devices}'
+      )
+  for field in ('batch_size', 'kmeans.images'):
+    value = flatten(config)[field]
+    if value > num_images:
+      raise errors.UserError(
+          f'config.{field}={value}: more than the {num_images} training images'
+          ' of the data set; give at most that'
+      )
+  factor = 2**config.network.num_downsamplings
+  height, width, _ = image_shape
+  if height % factor or width % factor:
+    raise errors.UserError(
+        f'config.network.num_downsamplings={config.network.num_downsamplings}:'
+        f' images of {height} x {width} cannot be halved that often; both must'
+        f' be multiples of {factor}'
+    )
+  latents = config.kmeans.images * (height // factor) * (width // factor)
+  num_codes = config.quantizer.get('num_codes', 0)
+  if config.kmeans.images and num_codes > latents:
+    raise errors.UserError(
+        f'config.quantizer.num_codes={num_codes}: more than the {latents}'
+        f' latents of config.kmeans.images={config.kmeans.images} images;'
+        ' give more images or fewer codes'
+    )
+
+
+def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns a nested configuration as `{'data.name': 'cifar10', ...}`."""
+  flat = {}
+  for name, value in dict(config).items():
+    field = f'{prefix}{name}'
+    if hasattr(value, 'items'):
+      flat |= flatten(value, f'{field}.')
+    else:
+      flat[field] = value
+  return flat
+
+
+def num_steps(config: ConfigDict, num_images: int) -> int:
+  """Returns the steps of a run on `num_images` training images."""
+  whole = config.num_epochs * num_images // config.batch_size
+  return config.num_steps or max(whole, 1)
+
+
+def check_same_run(config: ConfigDict, stored: dict[str, Any]) -> None:
+  """Checks that a run may continue under this configuration.
+
+  Args:
+    config: the one given now.
+    stored: the one the work directory was started with.
+
+  Raises:
+    errors.UserError: naming every field that differs.
+  """
+  given, stored = flatten(config), flatten(stored)
+  differing = [
+      f'{field} is {stored.get(field)!r}, given {given.get(field)!r}'
+      for field in sorted(given.keys() | stored.keys())
+      if given.get(field) != stored.get(field) and field not in FREE_TO_CHANGE
+  ]
+  if differing:
+    raise errors.UserError(
+        'the work directory holds a run of another configuration'
+        f' ({"; ".join(differing)}); give the same one, or another directory,'
+        ' with --config.init_from to start from these parameters'
+    )
+
+
+def _check_type(field, value, wanted):
+  fits = type(value) is wanted or (wanted is float and type(value) is int)
+  if not fits:
+    raise errors.UserError(
+        f'config.{field}={value!r}: is of type {type(value).__name__}; it must'
+        f' be of type {wanted.__name__}'
+    )
+  if wanted is float and not math.isfinite(value):
+    raise errors.UserError(f'config.{field}={value!r}: must be finite')
+
+
+def _check_rule(field, value):
+  rule = _RULES[field]
+  if callable(rule[0]):
+    fits, wanted = rule[0](value), rule[1]
+  else:
+    fits, wanted = value in rule, f'one of {", ".join(rule)}'
+  if not fits:
+    raise errors.UserError(f'config.{field}={value!r}: must be {wanted}')
+
+
+def _check_quantizer(fields):
+  """Checks the fields of a quantizer against its factory's arguments."""
+  factory = inspect.signature(quantizers.FACTORIES[fields['name']])
+  parameters = factory.parameters
+  for name, value in fields.items():
+    if name == 'name':
+      continue
+    if name not in parameters:
+      raise errors.UserError(
+          f'config.quantizer.{name}={value!r}: {fields["name"]} has no such'
+          f' field; it has {", ".join(parameters)}'
+      )
+    _check_type(f'quantizer.{name}', value, parameters[name].annotation)
+  for name, parameter in parameters.items():
+    if name not in fields and parameter.default is parameter.empty:
+      raise errors.UserError(
+          f'config.quantizer.{name} is missing; {fields["name"]} needs it'
+      )

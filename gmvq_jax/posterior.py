@@ -1,0 +1,211 @@
+"""The GM-VQ posterior: eqs 12 and 15-18 of arXiv 2410.10180, as pure functions.
+
+Shapes: leading dimensions are free. `L` is the dimension of a latent and `C`
+the number of codes. Computations are in float32 at least; float64 stays.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from gmvq_jax import numerics
+
+# Added to eq 18 under the square root, whose derivative at 0 is infinite.
+VARIANCE_EPS = 1e-8
+
+
+class Latents(NamedTuple):
+  """One draw from the posterior of each position.
+
+  Attributes:
+    z: `[..., L]`, the sampled latents, reparameterised.
+    codes: `[...]` int32, the code each latent was drawn with.
+    codewords: `[..., L]`, the means of those codes.
+    log_probs: `[..., C]`, log q(c|x) in nats.
+    variance: `[...]`, the variance of each latent's noise, eq 18.
+  """
+
+  z: jax.Array
+  codes: jax.Array
+  codewords: jax.Array
+  log_probs: jax.Array
+  variance: jax.Array
+
+
+def log_posterior(
+    z_hat: jax.Array, weights: jax.Array, codebook: jax.Array
+) -> jax.Array:
+  """Returns log q(c|x) in nats, eqs 16-17.
+
+  The logit of code c is `-1/2 sum_i w_i (z_i - mu_ci)^2`. Expanded, its term in
+  z^2 is the same for every code and cancels in the softmax, which leaves two
+  matrix products and no array of shape `[..., C, L]`.
+
+  Args:
+    z_hat: `[..., L]`, the encoder's latents.
+    weights: `[..., L]`, non-negative precisions, eq 15 (`softplus` of the
+      encoder's second head).
+    codebook: `[C, L]`, the means of the mixture.
+
+  Returns:
+    `[..., C]` log-probabilities.
+  """
+  z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
+  chex.assert_equal_shape([z_hat, weights])
+  chex.assert_shape(codebook, (None, z_hat.shape[-1]))
+  logits = jnp.matmul(weights * z_hat, codebook.T, precision=numerics.PRECISION)
+  logits -= 0.5 * jnp.matmul(
+      weights, jnp.square(codebook).T, precision=numerics.PRECISION
+  )
+  return jax.nn.log_softmax(logits)
+
+
+def component_variance(
+    z_hat: jax.Array, codewords: jax.Array, *, two_sigma2: float = 1.0
+) -> jax.Array:
+  """Returns the variance of a latent around its codeword, eq 18.
+
+  Args:
+    z_hat: `[..., L]`, the encoder's latents.
+    codewords: `[..., L]`, the mean of the code each latent is drawn with.
+    two_sigma2: 2 sigma^2 of eq 18. At 1 the energy of the noise equals the
+      quantisation error.
+
+  Returns:
+    `[...]`: `(|z_hat - mu|^2 / L) / two_sigma2`.
+  """
+  z_hat, codewords = numerics.promote(z_hat, codewords)
+  chex.assert_equal_shape([z_hat, codewords])
+  return jnp.mean(jnp.square(z_hat - codewords), axis=-1) / two_sigma2
+
+
+def gumbel_softmax(
+    key: chex.PRNGKey,
+    log_probs: jax.Array,
+    *,
+    temperature: chex.Numeric,
+    hard: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws codes from their log-probabilities, with a relaxed gradient.
+
+  By the Gumbel-max trick the argmax of `log_probs + Gumbel noise` is an exact
+  sample. Its one-hot has no gradient; that of the softmax at `temperature`
+  takes its place (Jang 2017, https://arxiv.org/abs/1611.01144).
+
+  Args:
+    key: random key.
+    log_probs: `[..., C]`, log-probabilities, or logits up to a constant.
+    temperature: of the softmax; positive.
+    hard: whether the result is the one-hot, straight-through (True), or the
+      softmax itself (False).
+
+  Returns:
+    `c_q [..., C]`, the one-hot or the softmax, and `codes [...]` int32.
+  """
+  (log_probs,) = numerics.promote(log_probs)
+  noise = jax.random.gumbel(key, log_probs.shape, log_probs.dtype)
+  perturbed = log_probs + noise
+  codes = jnp.argmax(perturbed, axis=-1).astype(jnp.int32)
+  soft = jax.nn.softmax(perturbed / temperature)
+  if not hard:
+    return soft, codes
+  one_hot = jax.nn.one_hot(codes, log_probs.shape[-1], dtype=soft.dtype)
+  return numerics.straight_through(one_hot, soft), codes
+
+
+def sample_latents(
+    key: chex.PRNGKey,
+    z_hat: jax.Array,
+    weights: jax.Array,
+    codebook: jax.Array,
+    *,
+    temperature: chex.Numeric,
+    two_sigma2: float = 1.0,
+    hard: bool = True,
+    stop_variance_gradient: bool = False,
+) -> Latents:
+  """Draws z from q(z|x): a code by eq 17, then Gaussian noise by eq 18.
+
+  `z = c_q^T M + sigma_j eps`, where j is the sampled code. There is no identity
+  path from z to `z_hat`: the encoder learns through the posterior and sigma.
+
+  Args:
+    key: random key.
+    z_hat: `[..., L]`, the encoder's latents.
+    weights: `[..., L]`, non-negative precisions.
+    codebook: `[C, L]`.
+    temperature: of the Gumbel-softmax; positive.
+    two_sigma2: 2 sigma^2 of eq 18.
+    hard: whether z is around one codeword (True) or the relaxed mixture.
+    stop_variance_gradient: whether sigma is a constant to the gradient.
+
+  Returns:
+    The sampled `Latents`.
+  """
+  z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
+  key_code, key_noise = jax.random.split(key)
+  log_probs = log_posterior(z_hat, weights, codebook)
+  c_q, codes = gumbel_softmax(
+      key_code, log_probs, temperature=temperature, hard=hard
+  )
+  codewords = codebook[codes]
+  variance = component_variance(z_hat, codewords, two_sigma2=two_sigma2)
+  sigma = jnp.sqrt(variance + VARIANCE_EPS)
+  if stop_variance_gradient:
+    sigma = jax.lax.stop_gradient(sigma)
+  noise = jax.random.normal(key_noise, z_hat.shape, z_hat.dtype)
+  mean = jnp.matmul(c_q, codebook, precision=numerics.PRECISION)
+  z = mean + sigma[..., None] * noise
+  return Latents(z, codes, codewords, log_probs, variance)
+
+
+def most_probable_latents(
+    z_hat: jax.Array,
+    weights: jax.Array,
+    codebook: jax.Array,
+    *,
+    two_sigma2: float = 1.0,
+) -> Latents:
+  """Returns the codeword of each position's most probable code, without noise.
+
+  The paper's evaluation. Of equally probable codes the first wins. Arguments
+  are those of `sample_latents`.
+  """
+  z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
+  log_probs = log_posterior(z_hat, weights, codebook)
+  codes = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+  codewords = codebook[codes]
+  variance = component_variance(z_hat, codewords, two_sigma2=two_sigma2)
+  return Latents(codewords, codes, codewords, log_probs, variance)
+
+
+def aggregated_posterior(
+    probs: jax.Array,
+    *,
+    axis_name: str | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+  """Returns q(c), the posterior averaged over the batch, eq 12.
+
+  Args:
+    probs: `[..., C]`, q(c|x) of each position.
+    axis_name: a mapped axis (of `pmap` or `shard_map`) to average over as well.
+      Under `jit` on sharded arrays the mean is global already.
+    mask: `[...]`, positions that count (True or a weight); all by default.
+
+  Returns:
+    `[C]`. All 0 if the mask leaves nothing.
+  """
+  if mask is None:
+    mask = jnp.ones(probs.shape[:-1], bool)
+  chex.assert_shape(mask, probs.shape[:-1])
+  return numerics.masked_mean(probs, mask, axis_name=axis_name)
+
+
+def posterior_entropy(log_probs: jax.Array) -> jax.Array:
+  """Returns H(q(c|x)) in nats, `[...]`, from log-probabilities `[..., C]`."""
+  (log_probs,) = numerics.promote(log_probs)
+  return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+

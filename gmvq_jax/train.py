@@ -1,0 +1,261 @@
+"""A run: from a configuration to a work directory with a trained model."""
+
+import contextlib
+import hashlib
+import math
+import pathlib
+import signal
+from typing import Any
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from gmvq_jax import checkpoint
+from gmvq_jax import config as config_lib
+from gmvq_jax import data
+from gmvq_jax import distributed
+from gmvq_jax import errors
+from gmvq_jax import experiment as experiment_lib
+from gmvq_jax import metrics as metrics_lib
+from gmvq_jax import report
+from gmvq_jax import workdir as workdir_lib
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
+  """Trains, or continues to train, and evaluates.
+
+  The run continues from the newest checkpoint in `workdir`, exactly: what comes
+  out is what would have without the interruption, bit for bit on the same
+  machine.
+
+  Args:
+    config: of `config.default_config`.
+    workdir: where the run lives; see `workdir.py`.
+
+  Returns:
+    The summary, as `summary.json` holds it; None if a signal stopped the run.
+
+  Raises:
+    errors.UserError: for what a user can get wrong, and when the loss is not
+      finite.
+  """
+  path = workdir_lib.create(workdir)
+  config_lib.validate(config)
+  with workdir_lib.lock(path):
+    stored = workdir_lib.read_json(path / 'config.json')
+    if stored is not None:
+      config_lib.check_same_run(config, stored)
+    elif (path / 'checkpoints').exists():
+      raise errors.UserError(
+          f'--workdir={workdir}: holds checkpoints but no config.json, so there'
+          ' is no telling whose they are; give another directory'
+      )
+    experiment = experiment_lib.Experiment(config)
+    checkpoints = checkpoint.Checkpoints(path)
+    try:
+      workdir_lib.write_json(path / 'config.json', config.to_dict())
+      return _run(experiment, path, checkpoints)
+    finally:
+      checkpoints.close()
+
+
+def evaluate_workdir(workdir: str) -> dict[str, Any]:
+  """Evaluates a run's best checkpoint on the test split.
+
+  Returns:
+    What `summary.json` holds, less the rate.
+
+  Raises:
+    errors.UserError: when there is no run or no checkpoint that can be read.
+  """
+  config = ConfigDict(workdir_lib.read_config(workdir))
+  experiment = experiment_lib.Experiment(config)
+  checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir).expanduser())
+  try:
+    return _summary(experiment, checkpoints)
+  finally:
+    checkpoints.close()
+
+
+class _Outputs(NamedTuple):
+  """Where the results of a run go."""
+
+  path: pathlib.Path
+  checkpoints: checkpoint.Checkpoints
+  writer: metrics_lib.Writer
+  display: metrics_lib.Display
+
+
+def _run(experiment, path, checkpoints):
+  """Trains what is left to train, then evaluates the best checkpoint."""
+  config, num_steps = experiment.config, experiment.num_steps
+  images = distributed.replicate(experiment.splits.train, experiment.mesh)
+  state, step = _start(experiment, checkpoints, images)
+  display = metrics_lib.Display(num_steps, step, config.batch_size)
+  writer = metrics_lib.Writer(path, step)
+  outputs = _Outputs(path, checkpoints, writer, display)
+  try:
+    display.line(
+        f'{len(images)} images, {num_steps} steps of {config.batch_size},'
+        f' {jax.device_count()} x {jax.devices()[0].device_kind},'
+        f' from step {step}'
+    )
+    step = _train(experiment, state, step, images, outputs)
+    checkpoints.wait()
+    if step < num_steps:
+      display.line(f'Stopped; saved step {step}. The same command continues.')
+      return None
+    summary = _summary(experiment, checkpoints)
+    metrics = {k: v for k, v in summary.items() if isinstance(v, float)}
+    writer.write(summary['step'], metrics, split='test')
+    summary['images_per_second'] = display.images_per_second
+    workdir_lib.write_json(path / 'summary.json', summary)
+    return summary
+  finally:
+    display.close()
+    writer.close()
+
+
+def _start(experiment, checkpoints, images):
+  """Returns a state and its step: resumed, else from a run, else fresh."""
+  restored = checkpoints.restore_latest(experiment.abstract_state())
+  if restored is not None:
+    return restored
+  state = experiment.init_state(images)
+  if experiment.config.init_from:
+    state = _init_from(experiment, state)
+  return state, 0
+
+
+def _init_from(experiment, state):
+  """Takes the variables of another run's best checkpoint."""
+  source = experiment.config.init_from
+  workdir_lib.read_config(source)  # Says so if it is no work directory.
+  checkpoints = checkpoint.Checkpoints(pathlib.Path(source).expanduser())
+  try:
+    best, _ = checkpoints.restore_best(experiment.abstract_state())
+  finally:
+    checkpoints.close()
+  return state._replace(
+      variables=best.variables, eval_batch_stats=best.eval_batch_stats
+  )
+
+
+def _train(experiment, state, step, images, outputs):
+  """Trains to the end, or until a signal; returns the step it came to."""
+  config, num_steps = experiment.config, experiment.num_steps
+  train_step = experiment.make_train_step()
+  key = jax.random.wrap_key_data(state.key)
+  num_images = len(images)
+  epoch, order, pending = None, None, None
+  with _stop_signals() as stopped:
+    while step < num_steps and not stopped():
+      current, offset = divmod(step * config.batch_size, num_images)
+      if current != epoch:
+        epoch, order = current, data.two_epochs(key, current, num_images)
+      state, metrics = train_step(state, images, order, np.int32(offset))
+      step += 1
+      # The device is on this step while the host reads the one before.
+      if pending is not None:
+        _read(experiment, *pending, outputs)
+      pending = (step, metrics)
+
+      evaluated = step % config.eval_every_steps == 0 or step == num_steps
+      saved = step % config.checkpoint_every_steps == 0 or stopped()
+      if evaluated or saved:
+        # Nothing is saved that was not seen to be finite.
+        _read(experiment, *pending, outputs)
+        pending = None
+        outputs.display.pause()
+        validation = None
+        if evaluated:
+          state = experiment.calibrate(state)
+          validation = _validate(experiment, state, step, outputs)
+        outputs.checkpoints.save(step, state, validation)
+  return step
+
+
+def _read(experiment, step, metrics, outputs):
+  """Reads the metrics of a step: to see that all is well, and to log them."""
+  metrics = {name: float(value) for name, value in metrics.items()}
+  if not math.isfinite(metrics['loss'] + metrics['grad_norm']):
+    latest = outputs.checkpoints.latest_step
+    good = 'there is no checkpoint yet' if latest is None else (
+        f'the last good checkpoint is of step {latest}'
+    )
+    raise errors.UserError(
+        f'step {step}: the loss is {metrics["loss"]} and the norm of its'
+        f' gradient {metrics["grad_norm"]}; {good}; a lower'
+        ' --config.learning_rate in another work directory may help'
+    )
+  outputs.display.advance(step)
+  every = experiment.config.log_every_steps
+  if step % every == 0 or step in (1, experiment.num_steps):
+    metrics['learning_rate'] = float(experiment.learning_rate(step - 1))
+    outputs.display.metrics(metrics)
+    outputs.writer.write(step, metrics)
+
+
+def _validate(experiment, state, step, outputs):
+  """Evaluates the validation split: metrics, a line, a picture."""
+  metrics = experiment.evaluate(state, 'validation')
+  outputs.writer.write(step, metrics, split='validation')
+  outputs.display.line(f'validation at step {step}: {_line(metrics)}')
+  picture = experiment.picture(state, 'validation')
+  outputs.writer.picture(step, 'validation', picture)
+  report.save_picture(
+      outputs.path / 'pictures' / f'step_{step:08}.png', picture
+  )
+  return metrics
+
+
+def _summary(experiment, checkpoints):
+  """Returns the test metrics of the best checkpoint, its step and its hash."""
+  state, step = checkpoints.restore_best(experiment.abstract_state())
+  metrics = experiment.evaluate(state, 'test')
+  return metrics | {'step': step, 'parameters_sha256': _hash(state.variables)}
+
+
+def _line(metrics):
+  """Returns the few metrics one looks at first."""
+  return (
+      f'mse {metrics["mse"]:.3e}  psnr {metrics["psnr"]:.2f} dB '
+      f' ssim {metrics["ssim"]:.3f}  perplexity {metrics["perplexity"]:.1f} '
+      f' codes used {metrics["codes_used"]:.1%}'
+  )
+
+
+def _hash(variables):
+  """Returns the SHA-256 of parameters and quantizer state, in hexadecimal."""
+  digest = hashlib.sha256()
+  tree = (variables.params, variables.quantizer_state)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.asarray(leaf)
+    name = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
+    digest.update(name.encode() + array.tobytes())
+  return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _stop_signals():
+  """Turns Ctrl-C and SIGTERM into a question that the loop can ask.
+
+  A second Ctrl-C does what it always does.
+  """
+  caught = []
+
+  def catch(number, frame):
+    del frame
+    caught.append(number)
+    signal.signal(number, previous[number])
+
+  previous = {}
+  for number in (signal.SIGINT, signal.SIGTERM):
+    previous[number] = signal.signal(number, catch)
+  try:
+    yield lambda: bool(caught)
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
