@@ -140,12 +140,14 @@ class VectorQuantizer(nn.Module):
   ) -> base.Quantized:
     """Quantizes `h [..., sum(quantizer.heads)]`; see `Quantizer.apply`."""
     chex.assert_axis_dimension(h, -1, sum(self.quantizer.heads))
-    start = None
-    if self.is_initializing():
-      # One call, so that params and state belong together.
-      start = self.quantizer.init(self.make_rng('params'))
-    params = self.param('quantizer', lambda _: start[0])
-    state = self.variable('quantizer', 'state', lambda: start[1])
+    # One key for both, so that params and state belong together. Past the
+    # start Flax only wants to know their shapes.
+    start = self.is_initializing()
+    key = self.make_rng('params') if start else jax.random.key(0)
+    params = self.param('quantizer', lambda _: self.quantizer.init(key)[0])
+    state = self.variable(
+        'quantizer', 'state', lambda: self.quantizer.init(key)[1]
+    )
     quantized, new_state = self.quantizer.apply(
         params,
         state.value,

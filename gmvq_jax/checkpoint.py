@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import logging
+import math
 import pathlib
 from typing import Any
 
@@ -44,7 +45,7 @@ class Checkpoints:
     self._manager.save(
         step,
         args=ocp.args.StandardSave(state),
-        metrics=metrics and {METRIC: metrics[METRIC]},
+        metrics={METRIC: metrics[METRIC] if metrics else math.inf},
     )
 
   def restore_latest(self, like: Any) -> tuple[Any, int] | None:
@@ -87,10 +88,8 @@ class Checkpoints:
       raise errors.UserError(
           f'{self._directory}: holds no checkpoint yet; train first'
       )
-    evaluated = {s: m[METRIC] for s in steps if (m := self._manager.metrics(s))}
-    ranked = sorted(
-        steps, key=lambda s: (s not in evaluated, evaluated.get(s), -s)
-    )
+    rank = {step: _metric(self._manager.metrics(step)) for step in steps}
+    ranked = sorted(steps, key=lambda step: (rank[step], -step))
     return self._restore_first(ranked, like)
 
   def wait(self) -> None:
@@ -107,15 +106,18 @@ class Checkpoints:
         policies.LatestN(2),
         policies.BestN(
             n=1,
-            get_metric_fn=lambda metrics: metrics[METRIC],
+            get_metric_fn=_metric,
             reverse=True,  # The lowest is the last, and so the best.
-            keep_checkpoints_without_metrics=False,
         ),
     ])
     return ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=policy, cleanup_tmp_directories=True
+            preservation_policy=policy,
+            # Without this, metrics are not kept.
+            best_fn=_metric,
+            best_mode='min',
+            cleanup_tmp_directories=True,
         ),
     )
 
@@ -147,3 +149,8 @@ class Checkpoints:
       target = target.with_name(target.name + '_')
     (self._directory / str(step)).rename(target)
     logging.warning('Moved checkpoint %d to %s.', step, self._damaged)
+
+
+def _metric(metrics):
+  """Returns what checkpoints are ranked by; infinite if not evaluated."""
+  return math.inf if metrics is None else metrics[METRIC]

@@ -40,6 +40,7 @@ class ConvNorm(nn.Module):
     kernel: size of the square kernel.
     stride: in both directions.
     upsample: whether to double height and width by depth to space in between.
+    zero: whether the norm's scale starts at 0, and so the layer's output.
     style: what all of a network's layers share.
   """
 
@@ -48,6 +49,7 @@ class ConvNorm(nn.Module):
   style: Style
   stride: int = 1
   upsample: bool = False
+  zero: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -67,12 +69,17 @@ class ConvNorm(nn.Module):
           use_running_average=not train,
           momentum=style.momentum,
           dtype=style.dtype,
+          scale_init=nn.initializers.constant(0.0 if self.zero else 1.0),
       )(x)
     return x
 
 
 class ResidualBlock(nn.Module):
-  """`x + [ReLU, conv 3x3, norm, ReLU, conv 1x1, norm]`."""
+  """`x + [ReLU, conv 3x3, norm, ReLU, conv 1x1, norm]`.
+
+  It starts as the identity (Goyal 2017, https://arxiv.org/abs/1706.02677), so
+  that the scale of latents at the start does not grow with the blocks.
+  """
 
   style: Style
 
@@ -81,7 +88,7 @@ class ResidualBlock(nn.Module):
     """Returns features of the same kind as `x [B, H, W, K]`."""
     width = x.shape[-1]
     h = ConvNorm(width, 3, self.style)(nn.relu(x), train)
-    h = ConvNorm(width, 1, self.style)(nn.relu(h), train)
+    h = ConvNorm(width, 1, self.style, zero=True)(nn.relu(h), train)
     return x + h
 
 

@@ -91,6 +91,9 @@ class _Outputs(NamedTuple):
 def _run(experiment, path, checkpoints):
   """Trains what is left to train, then evaluates the best checkpoint."""
   config, num_steps = experiment.config, experiment.num_steps
+  summary = workdir_lib.read_json(path / 'summary.json')
+  if summary is not None:
+    return summary
   images = distributed.replicate(experiment.splits.train, experiment.mesh)
   state, step = _start(experiment, checkpoints, images)
   display = metrics_lib.Display(num_steps, step, config.batch_size)
@@ -147,7 +150,8 @@ def _train(experiment, state, step, images, outputs):
   """Trains to the end, or until a signal; returns the step it came to."""
   config, num_steps = experiment.config, experiment.num_steps
   train_step = experiment.make_train_step()
-  key = jax.random.wrap_key_data(state.key)
+  # By way of the host, because the first step donates the state's own buffer.
+  key = jax.random.wrap_key_data(jax.device_get(state.key))
   num_images = len(images)
   epoch, order, pending = None, None, None
   with _stop_signals() as stopped:

@@ -1,0 +1,98 @@
+"""The autoencoder, and a quantizer inside somebody's Flax model."""
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import gmvq_jax
+from gmvq_jax import autoencoder
+from gmvq_jax import networks
+
+
+def small_model():
+  quantizer = gmvq_jax.gmvq(16, 4, gamma=0.01, beta=2.0)
+  return autoencoder.Autoencoder(
+      networks.Encoder(quantizer.heads, width=8, num_blocks=0),
+      quantizer,
+      networks.Decoder(width=8, num_blocks=0),
+  )
+
+
+def test_reconstruct_is_encode_quantize_decode():
+  model = small_model()
+  variables = model.init(jax.random.key(0), (16, 16, 3))
+  images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
+  decoded, quantized = model.reconstruct(variables, images)
+  chex.assert_shape(decoded, images.shape)
+  chex.assert_shape(quantized.codes, (2, 4, 4))
+  z = model.quantizer.embed(
+      variables.params['quantizer'], variables.quantizer_state, quantized.codes
+  )
+  again, _ = model.decode(variables, z)
+  chex.assert_trees_all_equal(decoded, again)
+
+
+def test_training_moves_statistics_and_evaluation_does_not():
+  model = small_model()
+  variables = model.init(jax.random.key(0), (16, 16, 3))
+  images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
+  _, trained = model.encode(variables, images, train=True)
+  _, evaluated = model.encode(variables, images)
+  before, after = variables.batch_stats, trained.batch_stats
+  assert not np.allclose(
+      *(jax.tree.leaves(s['encoder'])[0] for s in (before, after))
+  )
+  chex.assert_trees_all_equal(before['decoder'], after['decoder'])
+  chex.assert_trees_all_equal(variables, evaluated)
+
+
+class Model(nn.Module):
+  """The example of the README."""
+
+  quantizer: gmvq_jax.Quantizer
+
+  @nn.compact
+  def __call__(self, x, *, temperature=None, train=False):
+    h = nn.Dense(sum(self.quantizer.heads))(x)
+    quantized = gmvq_jax.VectorQuantizer(self.quantizer)(
+        h, temperature=temperature, train=train
+    )
+    return nn.Dense(x.shape[-1])(quantized.z), quantized
+
+
+def test_vector_quantizer_trains_inside_a_flax_model(rng):
+  model = Model(gmvq_jax.gmvq(8, 4, gamma=0.01, beta=2.0))
+  centres = 3 * rng.normal(size=(8, 6))
+  x = jnp.asarray(centres[rng.integers(0, 8, 256)], jnp.float32)
+  variables = model.init(jax.random.key(0), x)
+  params = variables['params']
+  assert set(params['VectorQuantizer_0']['quantizer']) == {'codebook'}
+  optimizer = optax.adam(3e-2)
+
+  @jax.jit
+  def step(params, opt_state, key):
+    def loss_fn(params):
+      y, quantized = model.apply(
+          {**variables, 'params': params},
+          x,
+          temperature=0.5,
+          train=True,
+          rngs={'quantizer': key},
+      )
+      return jnp.mean((y - x) ** 2) + quantized.loss
+
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    updates, opt_state = optimizer.update(grads, opt_state)
+    return optax.apply_updates(params, updates), opt_state, loss
+
+  opt_state, losses = optimizer.init(params), []
+  for key in jax.random.split(jax.random.key(1), 200):
+    params, opt_state, loss = step(params, opt_state, key)
+    losses.append(loss)
+  assert losses[-1] < 0.3 * losses[0]
+  y, quantized = model.apply({**variables, 'params': params}, x)
+  assert jnp.mean((y - x) ** 2) < 0.3 * jnp.var(x)
+  assert len(np.unique(quantized.codes)) > 4

@@ -1,0 +1,103 @@
+"""Checkpoints: latest and best, damage, and foreign ones."""
+
+import chex
+import jax.numpy as jnp
+import pytest
+
+from gmvq_jax import checkpoint
+from gmvq_jax import errors
+
+
+def state(value):
+  return {'a': jnp.full((3,), value), 'b': (jnp.full((), value, jnp.int32),)}
+
+
+def fill(tmp_path, mses):
+  """Saves step 1, 2, ... with these errors; None: not evaluated."""
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  for step, mse in enumerate(mses, 1):
+    checkpoints.save(step, state(step), mse and {'mse': mse})
+  checkpoints.close()
+  return checkpoint.Checkpoints(tmp_path)
+
+
+def steps(tmp_path):
+  return sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+
+
+def truncate(tmp_path, step):
+  """Empties the files that hold the arrays of a checkpoint."""
+  folder = tmp_path / 'checkpoints' / str(step)
+  files = [p for p in folder.rglob('d/*') if p.is_file()]
+  assert files
+  for path in files:
+    path.write_bytes(b'')
+
+
+def test_keeps_the_last_two_and_the_best(tmp_path):
+  checkpoints = fill(tmp_path, [0.5, 0.2, 0.3, None, None])
+  assert steps(tmp_path) == [2, 4, 5]
+  restored, step = checkpoints.restore_latest(state(0))
+  assert step == checkpoints.latest_step == 5
+  chex.assert_trees_all_equal(restored, state(5))
+  restored, step = checkpoints.restore_best(state(0))
+  assert step == 2
+  chex.assert_trees_all_equal(restored, state(2))
+
+
+def test_without_any_there_is_none(tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  assert checkpoints.restore_latest(state(0)) is None
+  with pytest.raises(errors.UserError, match='no checkpoint yet'):
+    checkpoints.restore_best(state(0))
+
+
+def test_a_damaged_one_is_named_and_an_older_one_used(tmp_path, caplog):
+  fill(tmp_path, [None, None, None]).close()
+  truncate(tmp_path, 3)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  restored, step = checkpoints.restore_latest(state(0))
+  assert step == checkpoints.latest_step == 2
+  chex.assert_trees_all_equal(restored, state(2))
+  assert 'Checkpoint 3' in caplog.text
+  assert (tmp_path / 'damaged_checkpoints' / '3').is_dir()
+  # The run comes to that step again, and saves it.
+  checkpoints.save(3, state(3))
+  checkpoints.close()
+  again, step = checkpoint.Checkpoints(tmp_path).restore_latest(state(0))
+  assert step == 3
+  chex.assert_trees_all_equal(again, state(3))
+
+
+def test_if_the_best_is_damaged_the_next_best_is_used(tmp_path, caplog):
+  fill(tmp_path, [0.1, 0.3, 0.2]).close()
+  truncate(tmp_path, 1)
+  _, step = checkpoint.Checkpoints(tmp_path).restore_best(state(0))
+  assert step == 3
+  assert 'Checkpoint 1' in caplog.text
+
+
+@pytest.mark.parametrize(
+    'foreign',
+    [
+        {'other': jnp.zeros(3)},
+        {'a': jnp.zeros(4), 'b': (jnp.zeros((), jnp.int32),)},
+    ],
+    ids=['other names', 'other shapes'],
+)
+def test_a_foreign_one_is_refused(tmp_path, foreign):
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(1, foreign)
+  checkpoints.close()
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  with pytest.raises(errors.UserError, match='none of its checkpoints can be'):
+    checkpoints.restore_latest(state(0))
+  assert steps(tmp_path) == [1]
+
+
+def test_a_step_that_is_there_is_not_saved_again(tmp_path):
+  checkpoints = fill(tmp_path, [0.5])
+  checkpoints.save(1, state(9), {'mse': 0.1})
+  checkpoints.wait()
+  restored, _ = checkpoints.restore_latest(state(0))
+  chex.assert_trees_all_equal(restored, state(1))

@@ -1,0 +1,279 @@
+"""What every quantizer promises, and what GM-VQ does."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+import pytest
+import reference
+
+import gmvq_jax
+from gmvq_jax import distributed
+from gmvq_jax import quantizers
+
+C, L = 16, 4
+QUANTIZERS = {
+    'gmvq': gmvq_jax.gmvq(C, L, gamma=0.1, beta=2.0),
+    'gmvq, expected': gmvq_jax.gmvq(
+        C, L, gamma=0.1, beta=2.0, latent='expected'
+    ),
+    'gmvq, aggregated': gmvq_jax.gmvq(
+        C, L, gamma=0.1, beta=2.0, latent='aggregated'
+    ),
+    'gmvq, batch': gmvq_jax.gmvq(C, L, gamma=0.1, beta=2.0, aggregate='batch'),
+    'gmvq, soft': gmvq_jax.gmvq(C, L, gamma=0.1, beta=2.0, hard=False),
+}
+each = pytest.mark.parametrize('quantizer', QUANTIZERS.values(), ids=QUANTIZERS)
+
+
+def inputs(quantizer, leading=(8, 3), dtype=jnp.float32):
+  params, state = quantizer.init(jax.random.key(0))
+  shape = (*leading, sum(quantizer.heads))
+  return params, state, jax.random.normal(jax.random.key(1), shape, dtype)
+
+
+def train(quantizer, params, state, h, **kwargs):
+  return quantizer.apply(
+      params,
+      state,
+      h,
+      key=jax.random.key(2),
+      temperature=0.7,
+      train=True,
+      **kwargs,
+  )
+
+
+@each
+@pytest.mark.parametrize('leading', [(5,), (8, 3), (2, 3, 4)])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_shapes_and_dtypes(quantizer, leading, dtype):
+  params, state, h = inputs(quantizer, leading, dtype)
+  for apply in (quantizer.apply, functools.partial(train, quantizer)):
+    quantized, _ = apply(params, state, h)
+    chex.assert_shape(quantized.z, (*leading, L))
+    chex.assert_shape(quantized.codes, leading)
+    chex.assert_shape(quantized.q_c, (C,))
+    chex.assert_shape([quantized.loss, *quantized.metrics.values()], ())
+    assert quantized.codes.dtype == jnp.int32
+    assert quantized.z.dtype == jnp.float32
+    assert jnp.all((quantized.codes >= 0) & (quantized.codes < C))
+    np.testing.assert_allclose(quantized.q_c.sum(), 1, rtol=1e-5)
+    chex.assert_tree_all_finite(quantized)
+
+
+@each
+def test_evaluation_is_deterministic_and_embeds_its_codes(quantizer):
+  params, state, h = inputs(quantizer)
+  quantized, _ = quantizer.apply(params, state, h)
+  again, _ = jax.jit(quantizer.apply)(params, state, h)
+  np.testing.assert_array_equal(quantized.codes, again.codes)
+  embedded = quantizer.embed(params, state, quantized.codes)
+  chex.assert_trees_all_equal(quantized.z, embedded)
+
+
+@each
+def test_training_is_a_function_of_the_key(quantizer):
+  params, state, h = inputs(quantizer)
+  once, _ = train(quantizer, params, state, h)
+  again, _ = train(quantizer, params, state, h)
+  other, _ = quantizer.apply(
+      params, state, h, key=jax.random.key(9), temperature=0.7, train=True
+  )
+  chex.assert_trees_all_equal(once, again)
+  assert not np.array_equal(once.z, other.z)
+
+
+@each
+def test_what_is_masked_takes_no_part(quantizer):
+  """Padding may hold anything: result and gradient are those without it."""
+  params, state, h = inputs(quantizer)
+  mask = jnp.ones(h.shape[:-1], bool).at[5:].set(False)
+  padded = h.at[5:].set(jnp.nan)
+
+  def loss(params, h, mask):
+    quantized, _ = quantizer.apply(params, state, h, mask=mask)
+    return quantized.loss, quantized
+
+  grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+  (of_params, of_h), quantized = grad(params, padded, mask)
+  (of_params_alone, of_h_alone), alone = grad(params, h[:5], None)
+  chex.assert_trees_all_close(
+      (quantized.q_c, quantized.loss, quantized.metrics),
+      (alone.q_c, alone.loss, alone.metrics),
+      rtol=1e-5,
+  )
+  chex.assert_trees_all_close(of_params, of_params_alone, atol=1e-6)
+  chex.assert_trees_all_close(of_h[:5], of_h_alone, atol=1e-6)
+  np.testing.assert_array_equal(of_h[5:], 0)
+  trained, _ = train(quantizer, params, state, padded, mask=mask)
+  chex.assert_tree_all_finite((trained.loss, trained.metrics))
+
+
+@each
+def test_read_write_and_finish(quantizer):
+  params, state, _ = inputs(quantizer)
+  rows = jax.random.normal(jax.random.key(5), (C, L))
+  where = jnp.arange(C) % 3 == 0
+  before = quantizer.read(params, state)
+  written = quantizer.write(params, state, rows, where)
+  after = quantizer.read(*written)
+  np.testing.assert_allclose(after[where], rows[where], rtol=1e-6)
+  np.testing.assert_array_equal(after[~where], before[~where])
+  params, _, fresh = quantizer.finish(*written)
+  chex.assert_trees_all_equal_structs(params, fresh)
+  jax.tree.map(lambda f, p: jnp.broadcast_to(f, p.shape), fresh, params)
+
+
+def objective(quantizer, params, h, axis_name=None):
+  """An evaluation-time loss: without noise it is the same however divided."""
+  quantized, _ = quantizer.apply(params, {}, h, axis_name=axis_name)
+  return quantized.loss, quantized.q_c
+
+
+@each
+def test_pmap_takes_the_gradient_then_the_mean(quantizer):
+  params, _, h = inputs(quantizer)
+  expected = jax.value_and_grad(
+      functools.partial(objective, quantizer), has_aux=True
+  )(params, h)
+
+  def local(params, h):
+    value, gradient = jax.value_and_grad(
+        functools.partial(objective, quantizer, axis_name='data'),
+        has_aux=True,
+    )(params, h)
+    return value, jax.lax.pmean(gradient, 'data')
+
+  got = jax.pmap(local, axis_name='data', in_axes=(None, 0))(
+      params, h.reshape(4, 2, *h.shape[1:])
+  )
+  for device in range(4):
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x, d=device: x[d], got), expected, atol=1e-5
+    )
+
+
+@each
+@pytest.mark.parametrize('check_vma', [True, False])
+def test_shard_map_takes_either_recipe(quantizer, check_vma):
+  """Mean then gradient with `check_vma`, gradient then mean without."""
+  params, _, h = inputs(quantizer)
+  expected = jax.value_and_grad(
+      functools.partial(objective, quantizer), has_aux=True
+  )(params, h)
+  mesh = distributed.data_mesh()
+
+  def local(params, h):
+    def mean_loss(params):
+      loss, q_c = objective(quantizer, params, h, axis_name='data')
+      return (jax.lax.pmean(loss, 'data') if check_vma else loss), q_c
+
+    value, gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
+    if not check_vma:
+      gradient = jax.lax.pmean(gradient, 'data')
+    return value, gradient
+
+  replicated, batched = PartitionSpec(), PartitionSpec('data')
+  got = jax.jit(
+      jax.shard_map(
+          local,
+          mesh=mesh,
+          in_specs=(replicated, batched),
+          out_specs=replicated,
+          check_vma=check_vma,
+      )
+  )(params, h)
+  chex.assert_trees_all_close(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('latent', quantizers.LATENT_TERMS)
+def test_gmvq_minimises_the_albo(rng, latent):
+  """Its objective is `albo` of its own terms, and of NumPy's."""
+  gamma, beta, two_sigma2 = 0.1, 2.0, 1.5
+  quantizer = gmvq_jax.gmvq(
+      C, L, gamma=gamma, beta=beta, two_sigma2=two_sigma2, latent=latent
+  )
+  params, state, h = inputs(quantizer, (2, 3))
+  quantized, _ = train(quantizer, params, state, h)
+  squared_error = jnp.asarray(rng.gamma(2.0, size=2), jnp.float32)
+  loss = quantizer.objective(
+      squared_error, quantized, data_dim=12, positions=3
+  )
+  z_hat, raw = np.split(np.asarray(h, np.float64), 2, axis=-1)
+  weights = np.log1p(np.exp(raw))
+  codebook = np.asarray(params['codebook'], np.float64)
+  at = list(np.ndindex(2, 3))
+  probs = [reference.posterior(z_hat[i], weights[i], codebook) for i in at]
+  q_c = np.mean(probs, axis=0)
+  if latent == 'coupled':
+    terms = [
+        reference.latent_coupled(
+            z_hat[i], codebook[quantized.codes[i]], two_sigma2
+        )
+        for i in at
+    ]
+  elif latent == 'expected':
+    terms = [
+        reference.latent_expected(z_hat[i], p, codebook, two_sigma2)
+        for i, p in zip(at, probs, strict=True)
+    ]
+  else:
+    terms = [
+        reference.latent_aggregated(np.asarray(quantized.z[i]), q_c, codebook)
+        for i in at
+    ]
+  expected = reference.albo(
+      np.asarray(squared_error), np.mean(terms), q_c, gamma, beta, 12, 3
+  )
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  parts = squared_error.mean() / 12 + 3 / 12 * quantized.loss
+  np.testing.assert_allclose(loss, parts, rtol=1e-5)
+  entropy = [-np.sum(p * np.log(p)) for p in probs]
+  np.testing.assert_allclose(
+      quantized.metrics['posterior_entropy'], np.mean(entropy), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+      quantized.metrics['latent_variance'],
+      z_hat.reshape(-1, L).var(axis=0).mean(),
+      rtol=1e-5,
+  )
+
+
+def test_gmvq_adds_the_noise_of_eq_18():
+  quantizer = QUANTIZERS['gmvq']
+  params, state, h = inputs(quantizer, (4000,))
+  quantized, _ = train(quantizer, params, state, h)
+  noise = quantized.z - params['codebook'][quantized.codes]
+  np.testing.assert_allclose(
+      jnp.mean(noise**2), quantized.metrics['variance'], rtol=0.05
+  )
+  np.testing.assert_allclose(
+      quantized.metrics['variance'],
+      quantized.metrics['quantization_error'],
+      rtol=1e-5,
+  )
+
+
+def test_gmvq_batch_alone_gives_each_position_its_q_c(rng):
+  quantizer = QUANTIZERS['gmvq, batch']
+  params, state, h = inputs(quantizer, (8, 3))
+  quantized, _ = quantizer.apply(params, state, h)
+  probs = jnp.exp(
+      gmvq_jax.log_posterior(
+          h[..., :L], jax.nn.softplus(h[..., L:]), params['codebook']
+      )
+  )
+  kls = [reference.kl_to_uniform(np.asarray(probs[:, i]).mean(0))
+         for i in range(3)]
+  np.testing.assert_allclose(quantized.metrics['kl'], np.mean(kls), rtol=1e-5)
+
+
+def test_unknown_names_are_refused():
+  with pytest.raises(ValueError, match="name='vq' is unknown; it must be one"):
+    quantizers.make('vq')
+  with pytest.raises(ValueError, match="latent='typo' is unknown"):
+    gmvq_jax.gmvq(C, L, gamma=1.0, beta=1.0, latent='typo')
