@@ -18,10 +18,23 @@ METRIC = 'mse'
 class Checkpoints:
   """The checkpoints of a work directory, written in the background."""
 
-  def __init__(self, workdir: pathlib.Path):
-    """Opens `checkpoints/`."""
-    self._directory = workdir / 'checkpoints'
-    self._damaged = workdir / 'damaged_checkpoints'
+  def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+    """Opens `checkpoints/`.
+
+    Args:
+      workdir: of the run.
+      read_only: whether to leave it as it is: another process may be writing.
+
+    Raises:
+      errors.UserError: when it is read-only and not there.
+    """
+    self._directory = workdir.resolve() / 'checkpoints'
+    self._damaged = workdir.resolve() / 'damaged_checkpoints'
+    self._read_only = read_only
+    if read_only and not self._directory.is_dir():
+      raise errors.UserError(
+          f'{self._directory}: there is no checkpoint yet; train first'
+      )
     self._manager = self._open()
 
   @property
@@ -86,7 +99,7 @@ class Checkpoints:
     steps = self._manager.all_steps()
     if not steps:
       raise errors.UserError(
-          f'{self._directory}: holds no checkpoint yet; train first'
+          f'{self._directory}: there is no checkpoint yet; train first'
       )
     rank = {step: _metric(self._manager.metrics(step)) for step in steps}
     ranked = sorted(steps, key=lambda step: (rank[step], -step))
@@ -117,7 +130,9 @@ class Checkpoints:
             # Without this, metrics are not kept.
             best_fn=_metric,
             best_mode='min',
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not self._read_only,
+            create=not self._read_only,
+            read_only=self._read_only,
         ),
     )
 

@@ -217,8 +217,8 @@ def _decode(source, name):
     for example in source.__getitems__(indices):
       if 'image' not in example:
         raise errors.UserError(
-            f'data.name={name!r}: its examples have {", ".join(sorted(example))}'
-            ' and no image; it must be a data set of images'
+            f'data.name={name!r}: its examples have no image but'
+            f' {", ".join(sorted(example))}; it must be a data set of images'
         )
       images.append(example['image'])
   shapes = {image.shape for image in images}

@@ -80,6 +80,7 @@ class Experiment:
     )
     self._eval_step = evaluate.make_eval_step(self.model, self.mesh)
     self._calibrate = evaluate.make_calibrate(self.model, self.mesh)
+    self._reconstruct = jax.jit(self.model.reconstruct)
 
   def init_state(self, images: jax.Array) -> train_step.TrainState:
     """Returns the state at step 0, on all devices."""
@@ -128,11 +129,13 @@ class Experiment:
     )
 
   def calibrate(self, state: train_step.TrainState) -> train_step.TrainState:
-    """Returns the state with the batch statistics it is to be evaluated with."""
+    """Returns the state with the batch statistics to evaluate it with."""
+    images = self.splits.train
+    chosen = np.random.default_rng(0).permutation(len(images))
     stats = evaluate.calibrated_batch_stats(
         self._calibrate,
         state.variables,
-        self.splits.train[: self.config.calibration_images],
+        images[chosen[: self.config.calibration_images]],
         batch_size=self.config.eval_batch_size,
     )
     # A copy, because a step of training donates the state it came from.
@@ -152,7 +155,7 @@ class Experiment:
   def picture(self, state: train_step.TrainState, split: str) -> np.ndarray:
     """Returns the first images of a split above their reconstructions."""
     images = getattr(self.splits, split)[:_PICTURED]
-    decoded, _ = jax.jit(self.model.reconstruct)(
+    decoded, _ = self._reconstruct(
         state.eval_variables, data.to_unit(jnp.asarray(images))
     )
     return report.comparison(images, jax.device_get(decoded))

@@ -72,7 +72,9 @@ def evaluate_workdir(workdir: str) -> dict[str, Any]:
   """
   config = ConfigDict(workdir_lib.read_config(workdir))
   experiment = experiment_lib.Experiment(config)
-  checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir).expanduser())
+  checkpoints = checkpoint.Checkpoints(
+      pathlib.Path(workdir).expanduser(), read_only=True
+  )
   try:
     return _summary(experiment, checkpoints)
   finally:
@@ -136,7 +138,9 @@ def _init_from(experiment, state):
   """Takes the variables of another run's best checkpoint."""
   source = experiment.config.init_from
   workdir_lib.read_config(source)  # Says so if it is no work directory.
-  checkpoints = checkpoint.Checkpoints(pathlib.Path(source).expanduser())
+  checkpoints = checkpoint.Checkpoints(
+      pathlib.Path(source).expanduser(), read_only=True
+  )
   try:
     best, _ = checkpoints.restore_best(experiment.abstract_state())
   finally:
@@ -167,8 +171,7 @@ def _train(experiment, state, step, images, outputs):
       pending = (step, metrics)
 
       evaluated = step % config.eval_every_steps == 0 or step == num_steps
-      saved = step % config.checkpoint_every_steps == 0 or stopped()
-      if evaluated or saved:
+      if evaluated or step % config.checkpoint_every_steps == 0:
         # Nothing is saved that was not seen to be finite.
         _read(experiment, *pending, outputs)
         pending = None
@@ -178,6 +181,9 @@ def _train(experiment, state, step, images, outputs):
           state = experiment.calibrate(state)
           validation = _validate(experiment, state, step, outputs)
         outputs.checkpoints.save(step, state, validation)
+    if step < num_steps and pending is not None:
+      _read(experiment, *pending, outputs)
+      outputs.checkpoints.save(step, state)
   return step
 
 

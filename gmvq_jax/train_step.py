@@ -49,13 +49,14 @@ def make_train_step(
     mesh: Mesh,
     batch_size: int,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns the jitted step: (state, images, order, offset) to (state, metrics).
+  """Returns the jitted train step.
 
-  `images` is the whole training set, uint8 on every device; `order [2 N]`
-  int32 of `data.two_epochs`, of which the step takes `batch_size` from
-  `offset`. The batch is divided over the mesh, so a mean over it is the mean
-  over all devices: q(c) and the batch norms are those of the global batch. The
-  given state is donated.
+  It is `(state, images, order, offset) -> (state, metrics)`. `images` is the
+  whole training set, uint8 on every device; `order [2 N]` int32 is of
+  `data.two_epochs`, and the step takes `batch_size` of it from `offset`. The
+  batch is divided over the mesh, so a mean over it is the mean over all
+  devices: q(c) and the batch norms are those of the global batch. The given
+  state is donated.
 
   `metrics` are those of the quantizer, and `loss`, `mse`, `perplexity` and
   `soft_perplexity` of the batch, `grad_norm` and `temperature`.

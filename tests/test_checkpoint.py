@@ -77,6 +77,9 @@ def test_if_the_best_is_damaged_the_next_best_is_used(tmp_path, caplog):
   assert 'Checkpoint 1' in caplog.text
 
 
+# Orbax abandons what else it was reading.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.filterwarnings('ignore:coroutine')
 @pytest.mark.parametrize(
     'foreign',
     [

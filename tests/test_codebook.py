@@ -93,7 +93,7 @@ def test_kmeans_leaves_no_cluster_empty(rng):
 
 
 def test_kmeans_reseeds_empty_clusters_at_the_worst_points(rng):
-  """Of two clusters on the same point one is empty, and moves to the outlier."""
+  """Of two clusters on one point one is empty, and moves to the outlier."""
   points = jnp.asarray([[0.0], [0.0], [0.0], [1.0]])
   for seed in range(8):
     centroids, _ = gmvq_jax.kmeans(jax.random.key(seed), points, 2)

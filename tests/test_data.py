@@ -35,7 +35,8 @@ def test_orders_differ_between_keys():
 
 
 def test_npy_is_divided_into_three(tmp_path):
-  images = np.arange(50, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
+  values = np.arange(50, dtype=np.uint8)[:, None, None]
+  images = np.broadcast_to(values, (50, 4, 4))
   np.save(tmp_path / 'a.npy', images)
   splits = data.load(f'array:{tmp_path}/a.npy')
   assert [s.shape for s in splits] == [

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from scipy import ndimage
+import tiny
 
 from gmvq_jax import data
 from gmvq_jax import distributed

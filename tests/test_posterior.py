@@ -3,10 +3,10 @@
 import chex
 import jax
 import jax.numpy as jnp
+from jax.test_util import check_grads
 import numpy as np
 import pytest
 import reference
-from jax.test_util import check_grads
 
 import gmvq_jax
 

@@ -9,6 +9,7 @@ import tiny
 
 from gmvq_jax import config as config_lib
 from gmvq_jax import errors
+from gmvq_jax import experiment
 from gmvq_jax import train
 
 SUMMARY = {
@@ -72,6 +73,28 @@ def test_it_learns(name, tmp_path):
   assert summary['perplexity'] > 24
 
 
+def test_a_runs_epoch_visits_every_image_once(name, tmp_path, monkeypatch):
+  seen = []
+  make = experiment.Experiment.make_train_step
+
+  def spy(self):
+    step = make(self)
+
+    def record(state, images, order, offset):
+      seen.extend(np.asarray(order[offset : offset + 16]))
+      return step(state, images, order, offset)
+
+    return record
+
+  monkeypatch.setattr(experiment.Experiment, 'make_train_step', spy)
+  train.run(tiny.config(name, num_steps=0, num_epochs=2), str(tmp_path / 'run'))
+  first, second = seen[:480], seen[480:]
+  assert sorted(first) == sorted(second) == list(range(480))
+  assert first != second
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.filterwarnings('ignore:coroutine')
 def test_starting_from_another_runs_parameters(name, tmp_path):
   first = train.run(tiny.config(name), str(tmp_path / 'first'))
   config = tiny.config(

@@ -79,13 +79,33 @@ def test_any_number_of_devices_takes_the_same_step(name, count):
   )
 
 
+def test_each_step_has_noise_and_a_temperature_of_its_own(name):
+  """The same parameters on the same batch, at two steps."""
+  experiment = tiny.make(name)
+  state, images = start(experiment)
+  order = data.two_epochs(jax.random.key(0), 0, len(images))
+  step = experiment.make_train_step()
+
+  def metrics_at(number):
+    there = jax.tree.map(jnp.copy, state)._replace(step=jnp.int32(number))
+    return step(there, images, order, np.int32(0))[1]
+
+  one, again, late = metrics_at(0), metrics_at(0), metrics_at(6)
+  chex.assert_trees_all_equal(one, again)
+  assert one['mse'] != late['mse']
+  np.testing.assert_allclose(one['temperature'], 2.0, rtol=1e-6)
+  np.testing.assert_allclose(late['temperature'], 0.2**0.5, rtol=1e-6)
+
+
 def test_every_parameter_is_trained(name):
   experiment = tiny.make(name)
   state, images = start(experiment)
   before = jax.device_get(state.variables.params)
   order = data.two_epochs(jax.random.key(0), 0, len(images))
   step = experiment.make_train_step()
-  state, _ = step(state, images, order, np.int32(0))
+  # In the first, blocks that start as the identity pass no gradient inside.
+  for _ in range(3):
+    state, _ = step(state, images, order, np.int32(0))
   for (path, old), new in zip(
       jax.tree.leaves_with_path(before),
       jax.tree.leaves(state.variables.params),

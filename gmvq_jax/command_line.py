@@ -1,0 +1,70 @@
+"""How a program meets its user: flags, and one line for each mistake."""
+
+from collections.abc import Callable
+import difflib
+import os
+import runpy
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from gmvq_jax import config as config_lib
+from gmvq_jax import errors
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """Runs a program; a user's mistake is one line and exit code 2."""
+  logging.set_verbosity(logging.WARNING)
+  try:
+    app.run(main, flags_parser=parse)
+  except errors.UserError as error:
+    sys.exit(_line(error, 2))
+  except OSError as error:  # A full disk, for one.
+    sys.exit(_line(error, 1))
+  except KeyboardInterrupt:
+    sys.exit(_line('interrupted; the same command continues', 130))
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses flags; whatever is wrong with them is a `UserError`."""
+  for arg, value in zip(argv, argv[1:] + [''], strict=True):
+    if arg == '--config':
+      _check_config(value, argv)
+    elif arg.startswith('--config='):
+      _check_config(arg.removeprefix('--config='), argv)
+  try:
+    return flags.FLAGS(argv)
+  except Exception as error:
+    message = ' '.join(str(error).split())
+    raise errors.UserError(message) from error
+
+
+def _check_config(argument, argv):
+  """Says what is wrong with a file, its method or a field, before absl does."""
+  path, colon, method = argument.partition(':')
+  if not os.path.isfile(path):
+    raise errors.UserError(f'--config={path}: there is no such file')
+  try:
+    get_config = runpy.run_path(path)['get_config']
+    fields = config_lib.flatten(get_config(*([method] if colon else [])))
+  except errors.UserError:
+    raise
+  except Exception as error:
+    raise errors.UserError(
+        f'--config={path}: get_config cannot be called ({error!r})'
+    ) from error
+  for arg in argv:
+    name = arg.partition('=')[0].removeprefix('--config.')
+    if arg.startswith('--config.') and name not in fields:
+      close = difflib.get_close_matches(name, fields, n=3) or fields
+      raise errors.UserError(
+          f'--config.{name}: there is no such field; there is'
+          f' {", ".join(sorted(close))}'
+      )
+
+
+def _line(error, code):
+  sys.stderr.write(f'error: {error}\n')
+  return code
