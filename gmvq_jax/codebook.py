@@ -81,22 +81,9 @@ def kmeans(
 
   centroids = _kmeans_plus_plus(key, points, weights, num_clusters)
 
-  def lloyd(_, centroids):
-    distances = _distances(points, centroids)
-    assignments = jnp.argmin(distances, axis=-1)
-    counts = jnp.zeros(num_clusters, points.dtype).at[assignments].add(weights)
-    sums = jnp.zeros_like(centroids).at[assignments].add(
-        points * weights[:, None]
-    )
-    means = sums / jnp.maximum(counts, 1)[:, None]
-    # The k-th empty cluster takes the k-th worst represented point.
-    empty = counts == 0
-    error = weights * _nearest_distance(points, centroids, assignments)
-    _, worst = jax.lax.top_k(error, num_clusters)
-    rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
-    return jnp.where(empty[:, None], points[worst[rank]], means)
-
-  centroids = jax.lax.fori_loop(0, num_iterations, lloyd, centroids)
+  centroids = jax.lax.fori_loop(
+      0, num_iterations, lambda _, c: _lloyd(points, weights, c), centroids
+  )
   return centroids, nearest_codes(points, centroids)
 
 
@@ -125,12 +112,25 @@ def _kmeans_plus_plus(key, points, weights, num_clusters):
   return centroids
 
 
+def _lloyd(points, weights, centroids):
+  """Moves centroids to the means of their points, an empty one to the worst."""
+  assignments = nearest_codes(points, centroids)
+  counts = jnp.zeros(len(centroids), points.dtype).at[assignments].add(weights)
+  sums = jnp.zeros_like(centroids).at[assignments].add(
+      points * weights[:, None]
+  )
+  means = sums / jnp.where(counts > 0, counts, 1)[:, None]
+  # The k-th empty cluster takes the k-th worst represented point.
+  empty = counts == 0
+  distance = jnp.sum(jnp.square(points - centroids[assignments]), axis=-1)
+  _, worst = jax.lax.top_k(weights * distance, len(centroids))
+  rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
+  return jnp.where(empty[:, None], points[worst[rank]], means)
+
+
 def _distances(points, codebook):
   """Returns squared distances `[..., C]`, less |point|^2, by one product."""
   points, codebook = numerics.promote(points, codebook)
   products = jnp.matmul(points, codebook.T, precision=numerics.PRECISION)
   return jnp.sum(jnp.square(codebook), axis=-1) - 2 * products
 
-
-def _nearest_distance(points, codebook, codes):
-  return jnp.sum(jnp.square(points - codebook[codes]), axis=-1)
