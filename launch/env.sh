@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launchers: `use_environment EXTRAS` makes a virtual environment
 # if none is active, installs the package with its extras, and activates it.
 
