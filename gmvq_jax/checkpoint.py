@@ -1,6 +1,7 @@
 """Checkpoints: the last two, and the best on validation."""
 
 from collections.abc import Iterable
+import contextlib
 import logging
 import math
 import pathlib
@@ -13,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from gmvq_jax import errors
 
 METRIC = 'mse'
+_LOGGER = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -52,14 +54,18 @@ class Checkpoints:
       state: copied before this returns; written after.
       metrics: those of its evaluation, if any; the best checkpoint is the one
         of the lowest `METRIC`.
+
+    Raises:
+      errors.UserError: when this one, or the one before, cannot be written.
     """
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-        step,
-        args=ocp.args.StandardSave(state),
-        metrics={METRIC: metrics[METRIC] if metrics else math.inf},
-    )
+    with self._writing():
+      self._manager.save(
+          step,
+          args=ocp.args.StandardSave(state),
+          metrics={METRIC: metrics[METRIC] if metrics else math.inf},
+      )
 
   def restore_latest(self, like: Any) -> tuple[Any, int] | None:
     """Returns the newest checkpoint that can be read, and its step.
@@ -106,13 +112,30 @@ class Checkpoints:
     return self._restore_first(ranked, like)
 
   def wait(self) -> None:
-    """Waits until everything is written."""
-    self._manager.wait_until_finished()
+    """Waits until everything is written.
+
+    Raises:
+      errors.UserError: when something cannot be.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and closes the directory."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits, and closes the directory; raises as `wait` does."""
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Turns what Orbax raises where it cannot write into one line."""
+    try:
+      yield
+    except Exception as error:
+      raise errors.UserError(
+          f'{self._directory}: a checkpoint cannot be written ({_line(error)});'
+          ' those before it are whole: make room, and the same command'
+          ' continues'
+      ) from error
 
   def _open(self):
     policy = policies.AnyPreservationPolicy([
@@ -144,13 +167,11 @@ class Checkpoints:
         args = ocp.args.StandardRestore(like)
         return self._manager.restore(step, args=args), step
       except Exception as error:  # Orbax raises whatever its layers do.
-        reason = ' '.join(str(error).split())[:200]
-        logging.warning(
-            'Checkpoint %d in %s cannot be read (%s): %s',
+        _LOGGER.warning(
+            'Checkpoint %d in %s cannot be read: %s',
             step,
             self._directory,
-            type(error).__name__,
-            reason,
+            _line(error),
         )
     raise errors.UserError(
         f'{self._directory}: none of its checkpoints can be read; give another'
@@ -163,9 +184,14 @@ class Checkpoints:
     while target.exists():
       target = target.with_name(target.name + '_')
     (self._directory / str(step)).rename(target)
-    logging.warning('Moved checkpoint %d to %s.', step, self._damaged)
+    _LOGGER.warning('Moved checkpoint %d to %s.', step, self._damaged)
 
 
 def _metric(metrics):
   """Returns what checkpoints are ranked by; infinite if not evaluated."""
   return math.inf if metrics is None else metrics[METRIC]
+
+
+def _line(error):
+  """Returns an exception of many lines as one."""
+  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 import difflib
+import logging
 import os
 import runpy
 import sys
 
 from absl import app
 from absl import flags
-from absl import logging
+from absl import logging as absl_logging
 
 from gmvq_jax import config as config_lib
 from gmvq_jax import errors
@@ -16,7 +17,7 @@ from gmvq_jax import errors
 
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs a program; a user's mistake is one line and exit code 2."""
-  logging.set_verbosity(logging.WARNING)
+  _quiet()
   try:
     app.run(main, flags_parser=parse)
   except errors.UserError as error:
@@ -63,6 +64,25 @@ def _check_config(argument, argv):
           f'--config.{name}: there is no such field; there is'
           f' {", ".join(sorted(close))}'
       )
+
+
+def _quiet():
+  """Leaves to standard error what is for the user, a line each."""
+  # Libraries log what they also raise, with a trace.
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  ours = logging.getLogger('gmvq_jax')
+  handler = logging.StreamHandler()
+  handler.setFormatter(logging.Formatter('%(message)s'))
+  ours.addHandler(handler)
+  ours.setLevel(logging.INFO)
+  ours.propagate = False
+
+  # Where a read of Orbax's fails, its others find their loop closed.
+  def report(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      sys.__unraisablehook__(unraisable)
+
+  sys.unraisablehook = report
 
 
 def _line(error, code):

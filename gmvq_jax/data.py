@@ -20,6 +20,7 @@ import numpy as np
 
 from gmvq_jax import errors
 
+_LOGGER = logging.getLogger(__name__)
 _DECODE_BATCH = 1024
 
 
@@ -203,8 +204,8 @@ def _load_split(builder, name, split):
   except FileNotFoundError:
     pass
   except Exception:
-    logging.warning('Cached images %s are damaged; decoding them anew.', cache)
-  logging.info('Decoding %d images of %s %s.', len(source), name, split)
+    _LOGGER.warning('Cached images %s are damaged; decoding them anew.', cache)
+  _LOGGER.info('Decoding %d images of %s %s.', len(source), name, split)
   images = _decode(source, name)
   _write_cache(cache, images)
   return images
@@ -247,6 +248,6 @@ def _write_cache(path, images):
       np.save(file, images)
     os.replace(temporary, path)
   except OSError as error:
-    logging.warning('Decoded images are not cached: %s', error)
+    _LOGGER.warning('Decoded images are not cached: %s', error)
     if temporary and os.path.exists(temporary):
       os.unlink(temporary)

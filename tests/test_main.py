@@ -107,6 +107,24 @@ def test_killed_runs_continue_exactly(name, tmp_path):
   assert json.loads(result.stdout) == without_rate(summaries[0])
 
 
+def test_a_damaged_checkpoint_is_named_and_done_again(name, tmp_path):
+  flags = [CIFAR10, *tiny.flags(name), f'--workdir={tmp_path}/run']
+  once = call(*flags)
+  assert once.returncode == 0, once.stderr
+  summary = tmp_path / 'run' / 'summary.json'
+  before = json.loads(summary.read_text())
+  summary.unlink()
+  for path in (tmp_path / 'run' / 'checkpoints' / '12').rglob('d/*'):
+    path.write_bytes(b'')
+  again = call(*flags)
+  assert again.returncode == 0, again.stderr
+  named, moved = again.stderr.splitlines()
+  assert named.startswith('Checkpoint 12')
+  assert 'damaged_checkpoints' in moved
+  assert 'from step 8' in again.stdout
+  assert without_rate(json.loads(summary.read_text())) == without_rate(before)
+
+
 def test_two_runs_do_not_share_a_directory(name, tmp_path):
   flags = [CIFAR10, *tiny.flags(name, num_steps=100_000)]
   first = start(*flags, f'--workdir={tmp_path}/run')
