@@ -4,9 +4,9 @@
         --config=configs/cifar10.py
 
 Prints, as one JSON object, from one run on one machine: steps and images per
-second with real data (the order of images changing with the epochs, metrics
-read a step late, as `gmvq_jax.train` does) and of the same step on one fixed
-batch; their ratio, measured in alternation; the time to compile; the memory of
+second with real data (images taken in the order of the epochs, metrics read a
+step late, as in `gmvq_jax.train` but for its files) and of the same step on one
+fixed batch; their ratio, measured in alternation; the time to compile; the memory of
 the compiled step, and the peak of the process. The paper's setting at
 `--config.batch_size=128` takes about two minutes on two cores.
 """

@@ -56,6 +56,7 @@ def albo(
     positions: latent positions in one image.
   """
   chex.assert_rank([squared_error, q_c], [1, 1])
+  squared_error, latent = numerics.promote(squared_error, latent)
   return combine(
       jnp.mean(squared_error) / data_dim,
       latent,
@@ -177,6 +178,7 @@ def latent_aggregated(
 
 def _entropy(q_c):
   """Returns the entropy of `q_c [..., C]` in nats, its gradient finite at 0."""
+  (q_c,) = numerics.promote(q_c)
   positive = q_c > 0
   log_q = jnp.log(jnp.where(positive, q_c, 1))
   return -jnp.sum(jnp.where(positive, q_c * log_q, 0), axis=-1)

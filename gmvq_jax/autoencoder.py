@@ -142,15 +142,18 @@ class VectorQuantizer(nn.Module):
     chex.assert_axis_dimension(h, -1, sum(self.quantizer.heads))
     # One key for both, so that params and state belong together. Past the
     # start Flax only wants to know their shapes.
-    start = self.is_initializing()
-    key = self.make_rng('params') if start else jax.random.key(0)
+    starting = self.is_initializing()
+    key = self.make_rng('params') if starting else jax.random.key(0)
     params = self.param('quantizer', lambda _: self.quantizer.init(key)[0])
-    state = self.variable(
-        'quantizer', 'state', lambda: self.quantizer.init(key)[1]
-    )
+    _, shapes = jax.eval_shape(self.quantizer.init, key)
+    state = None
+    if jax.tree.leaves(shapes):
+      state = self.variable(
+          'quantizer', 'state', lambda: self.quantizer.init(key)[1]
+      )
     quantized, new_state = self.quantizer.apply(
         params,
-        state.value,
+        shapes if state is None else state.value,
         h,
         key=self.make_rng('quantizer') if train else None,
         temperature=temperature,
@@ -158,6 +161,10 @@ class VectorQuantizer(nn.Module):
         mask=mask,
         axis_name=axis_name,
     )
-    if self.is_mutable_collection('quantizer'):
+    if (
+        state is not None
+        and not starting
+        and self.is_mutable_collection('quantizer')
+    ):
       state.value = new_state
     return quantized

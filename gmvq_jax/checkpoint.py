@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import contextlib
+import json
 import logging
 import math
 import pathlib
@@ -18,31 +19,27 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Checkpoints:
-  """The checkpoints of a work directory, written in the background."""
+  """The checkpoints of a work directory, written in the background.
 
-  def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
-    """Opens `checkpoints/`.
+  Reading goes by the files alone, so that one that is damaged stands in no
+  other's way; nothing is made or changed before the first `save`, but for what
+  `restore_latest` sets aside.
+  """
 
-    Args:
-      workdir: of the run.
-      read_only: whether to leave it as it is: another process may be writing.
-
-    Raises:
-      errors.UserError: when it is read-only and not there.
-    """
+  def __init__(self, workdir: pathlib.Path):
+    """Looks into `checkpoints/`, if there is such a directory."""
     self._directory = workdir.resolve() / 'checkpoints'
     self._damaged = workdir.resolve() / 'damaged_checkpoints'
-    self._read_only = read_only
-    if read_only and not self._directory.is_dir():
-      raise errors.UserError(
-          f'{self._directory}: there is no checkpoint yet; train first'
-      )
-    self._manager = self._open()
+    self._manager = None
 
   @property
-  def latest_step(self) -> int | None:
-    """The step of the newest whole checkpoint, if any."""
-    return self._manager.latest_step()
+  def steps(self) -> list[int]:
+    """The steps there are, the newest first."""
+    if not self._directory.is_dir():
+      return []
+    # While a checkpoint is being written its name is no number.
+    names = [path.name for path in self._directory.iterdir()]
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
   def save(
       self, step: int, state: Any, metrics: dict[str, float] | None = None
@@ -58,14 +55,15 @@ class Checkpoints:
     Raises:
       errors.UserError: when this one, or the one before, cannot be written.
     """
-    if step in self._manager.all_steps():
-      return
     with self._writing():
-      self._manager.save(
-          step,
-          args=ocp.args.StandardSave(state),
-          metrics={METRIC: metrics[METRIC] if metrics else math.inf},
-      )
+      if self._manager is None:
+        self._manager = self._open()
+      if step not in self._manager.all_steps():
+        self._manager.save(
+            step,
+            args=ocp.args.StandardSave(state),
+            metrics={METRIC: metrics[METRIC] if metrics else math.inf},
+        )
 
   def restore_latest(self, like: Any) -> tuple[Any, int] | None:
     """Returns the newest checkpoint that can be read, and its step.
@@ -82,15 +80,12 @@ class Checkpoints:
     Raises:
       errors.UserError: when there are checkpoints and none can be read.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
+    steps = self.steps
     if not steps:
       return None
     restored = self._restore_first(steps, like)
     for step in steps[: steps.index(restored[1])]:
       self._set_aside(step)
-    if steps[0] != restored[1]:
-      self._manager.close()
-      self._manager = self._open()
     return restored
 
   def restore_best(self, like: Any) -> tuple[Any, int]:
@@ -102,14 +97,14 @@ class Checkpoints:
     Raises:
       errors.UserError: when there is none that can be read.
     """
-    steps = self._manager.all_steps()
+    steps = self.steps
     if not steps:
       raise errors.UserError(
           f'{self._directory}: there is no checkpoint yet; train first'
       )
-    rank = {step: _metric(self._manager.metrics(step)) for step in steps}
-    ranked = sorted(steps, key=lambda step: (rank[step], -step))
-    return self._restore_first(ranked, like)
+    rank = {step: self._rank(step) for step in steps}
+    steps.sort(key=lambda s: (math.isnan(rank[s]), rank[s], -s))
+    return self._restore_first(steps, like)
 
   def wait(self) -> None:
     """Waits until everything is written.
@@ -117,27 +112,21 @@ class Checkpoints:
     Raises:
       errors.UserError: when something cannot be.
     """
-    with self._writing():
-      self._manager.wait_until_finished()
+    if self._manager is not None:
+      with self._writing():
+        self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, and closes the directory; raises as `wait` does."""
-    with self._writing():
-      self._manager.close()
-
-  @contextlib.contextmanager
-  def _writing(self):
-    """Turns what Orbax raises where it cannot write into one line."""
-    try:
-      yield
-    except Exception as error:
-      raise errors.UserError(
-          f'{self._directory}: a checkpoint cannot be written ({_line(error)});'
-          ' those before it are whole: make room, and the same command'
-          ' continues'
-      ) from error
+    if self._manager is not None:
+      with self._writing():
+        self._manager.close()
 
   def _open(self):
+    """Opens Orbax's manager, which needs the metrics of all there are."""
+    for step in self.steps:
+      if math.isnan(self._rank(step)):
+        self._set_aside(step)
     policy = policies.AnyPreservationPolicy([
         policies.LatestN(2),
         policies.BestN(
@@ -153,19 +142,30 @@ class Checkpoints:
             # Without this, metrics are not kept.
             best_fn=_metric,
             best_mode='min',
-            cleanup_tmp_directories=not self._read_only,
-            create=not self._read_only,
-            read_only=self._read_only,
+            cleanup_tmp_directories=True,
         ),
     )
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Turns what Orbax raises where it cannot write into one line."""
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      raise errors.UserError(
+          f'{self._directory}: a checkpoint cannot be written ({_line(error)});'
+          ' those before it are whole: make room, and the same command'
+          ' continues'
+      ) from error
 
   def _restore_first(self, steps: Iterable[int], like: Any):
     """Returns the first of `steps` that can be read."""
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     for step in steps:
       try:
-        args = ocp.args.StandardRestore(like)
-        return self._manager.restore(step, args=args), step
+        path = self._directory / str(step) / 'default'
+        with ocp.StandardCheckpointer() as checkpointer:
+          return checkpointer.restore(path, like), step
       except Exception as error:  # Orbax raises whatever its layers do.
         _LOGGER.warning(
             'Checkpoint %d in %s cannot be read: %s',
@@ -177,6 +177,14 @@ class Checkpoints:
         f'{self._directory}: none of its checkpoints can be read; give another'
         ' work directory'
     )
+
+  def _rank(self, step):
+    """Returns the metric of a checkpoint; NaN where that is damaged."""
+    try:
+      text = (self._directory / str(step) / 'metrics' / 'metrics').read_text()
+      return float(json.loads(text)[METRIC])
+    except (OSError, ValueError, KeyError, TypeError):
+      return math.nan
 
   def _set_aside(self, step):
     self._damaged.mkdir(exist_ok=True)

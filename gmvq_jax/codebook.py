@@ -57,7 +57,7 @@ def kmeans(
   Args:
     key: random key.
     points: `[N, L]`.
-    num_clusters: C, at most N.
+    num_clusters: C, at most the number of points that count.
     num_iterations: Lloyd's iterations.
     mask: `[N]`, points that count; all by default.
 
@@ -123,7 +123,8 @@ def _lloyd(points, weights, centroids):
   # The k-th empty cluster takes the k-th worst represented point.
   empty = counts == 0
   distance = jnp.sum(jnp.square(points - centroids[assignments]), axis=-1)
-  _, worst = jax.lax.top_k(weights * distance, len(centroids))
+  distance = jnp.where(weights > 0, distance, -1)
+  _, worst = jax.lax.top_k(distance, len(centroids))
   rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
   return jnp.where(empty[:, None], points[worst[rank]], means)
 
@@ -131,6 +132,9 @@ def _lloyd(points, weights, centroids):
 def _distances(points, codebook):
   """Returns squared distances `[..., C]`, less |point|^2, by one product."""
   points, codebook = numerics.promote(points, codebook)
+  # Far from the origin the difference of large squares would be lost.
+  centre = jnp.mean(codebook, axis=0)
+  points, codebook = points - centre, codebook - centre
   products = jnp.matmul(points, codebook.T, precision=numerics.PRECISION)
   return jnp.sum(jnp.square(codebook), axis=-1) - 2 * products
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import difflib
 import logging
 import os
+import re
 import runpy
 import sys
 
@@ -30,6 +31,8 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 def parse(argv: list[str]) -> list[str]:
   """Parses flags; whatever is wrong with them is a `UserError`."""
+  # One dash is as good as two.
+  argv = [re.sub('^-(?=config|noconfig)', '--', arg) for arg in argv]
   for arg, value in zip(argv, argv[1:] + [''], strict=True):
     if arg == '--config':
       _check_config(value, argv)
@@ -57,11 +60,11 @@ def _check_config(argument, argv):
         f'--config={path}: get_config cannot be called ({error!r})'
     ) from error
   for arg in argv:
-    name = arg.partition('=')[0].removeprefix('--config.')
-    if arg.startswith('--config.') and name not in fields:
-      close = difflib.get_close_matches(name, fields, n=3) or fields
+    field = re.match(r'--(?:no)?config\.([^=]*)', arg)
+    if field and field[1] not in fields:
+      close = difflib.get_close_matches(field[1], fields, n=3) or fields
       raise errors.UserError(
-          f'--config.{name}: there is no such field; there is'
+          f'--config.{field[1]}: there is no such field; there is'
           f' {", ".join(sorted(close))}'
       )
 

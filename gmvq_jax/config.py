@@ -89,7 +89,7 @@ _RULES = {
     'seed': (lambda x: 0 <= x < 2**32, 'at least 0 and less than 2^32'),
     'batch_size': _AT_LEAST_1,
     'num_epochs': _AT_LEAST_1,
-    'num_steps': _AT_LEAST_0,
+    'num_steps': (lambda x: 0 <= x < 2**31, 'from 0 to 2^31 - 1'),
     'learning_rate': _POSITIVE,
     'warmup_fraction': _SHARE,
     'warmup_factor': (lambda x: 0 <= x <= 1, 'from 0 to 1'),
@@ -181,6 +181,19 @@ def validate_data(
           f'config.{field}={value}: more than the {num_images} training images'
           ' of the data set; give at most that'
       )
+  if num_steps(config, num_images) >= 2**31:
+    raise errors.UserError(
+        f'config.num_epochs={config.num_epochs}: makes'
+        f' {num_steps(config, num_images)} steps; give at most 2^31 - 1'
+    )
+  calibration = min(config.calibration_images, num_images)
+  if 0 < calibration < config.eval_batch_size:
+    raise errors.UserError(
+        f'config.calibration_images={config.calibration_images}: with'
+        f' {num_images} training images, less than one batch of'
+        f' config.eval_batch_size={config.eval_batch_size}; give a smaller'
+        ' eval_batch_size, or calibration_images=0'
+    )
   factor = 2**config.network.num_downsamplings
   height, width, _ = image_shape
   if height % factor or width % factor:

@@ -22,6 +22,7 @@ from gmvq_jax import errors
 
 _LOGGER = logging.getLogger(__name__)
 _DECODE_BATCH = 1024
+_MAX_BYTES = 16 * 2**30
 
 
 class Splits(NamedTuple):
@@ -145,10 +146,11 @@ def _divide(images):
 def _check_images(images, where):
   if images.ndim == 3:
     images = images[..., None]
-  if images.dtype != np.uint8 or images.ndim != 4:
+  fits = images.ndim == 4 and images.shape[3] in (1, 3)
+  if images.dtype != np.uint8 or not fits:
     raise errors.UserError(
         f'{where}: holds {images.dtype} of shape {images.shape}; images must be'
-        ' uint8 of shape [N, H, W, channels] or [N, H, W]'
+        ' uint8 of shape [N, H, W, 1 or 3] or [N, H, W]'
     )
   return images
 
@@ -185,6 +187,7 @@ def _load_tfds(name, data_dir, splits):
 def _load_split(builder, name, split):
   try:
     source = builder.as_data_source(split=split)
+    count = len(source)
   except ValueError as error:
     raise errors.UserError(
         f'data: {name!r} has no split {split!r}; it has'
@@ -196,8 +199,7 @@ def _load_split(builder, name, split):
         f'data.name={name!r}: prepared as {builder.info.file_format.value}; it'
         ' must be prepared with file_format=array_record'
     ) from error
-  identity = f'{builder.data_path} {split} {len(source)}'
-  digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+  digest = _digest(builder.data_path, split)
   cache = _cache_dir() / f'{name.replace("/", "-")}-{digest}.npy'
   try:
     return np.load(cache, allow_pickle=False)
@@ -205,32 +207,66 @@ def _load_split(builder, name, split):
     pass
   except Exception:
     _LOGGER.warning('Cached images %s are damaged; decoding them anew.', cache)
-  _LOGGER.info('Decoding %d images of %s %s.', len(source), name, split)
-  images = _decode(source, name)
+  _LOGGER.info('Decoding %d images of %s %s.', count, name, split)
+  try:
+    images = _decode(source, name)
+  except errors.UserError:
+    raise
+  except Exception as error:  # TFDS and Pillow raise what they like.
+    reason = str(error).partition('\n')[0]
+    raise errors.UserError(
+        f'data: {name!r} {split!r} in {builder.data_path} cannot be read'
+        f' ({reason}); it may be damaged: prepare it anew'
+    ) from error
   _write_cache(cache, images)
   return images
 
 
+def _digest(directory, split):
+  """Identifies the records that a split was decoded from."""
+  files = sorted(pathlib.Path(directory).iterdir())
+  stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+  identity = f'{directory} {split} {stats}'
+  return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
 def _decode(source, name):
-  images = []
+  images = None
   for start in range(0, len(source), _DECODE_BATCH):
     indices = range(start, min(start + _DECODE_BATCH, len(source)))
-    for example in source.__getitems__(indices):
+    for index, example in zip(
+        indices, source.__getitems__(indices), strict=True
+    ):
       if 'image' not in example:
         raise errors.UserError(
             f'data.name={name!r}: its examples have no image but'
             f' {", ".join(sorted(example))}; it must be a data set of images'
         )
-      images.append(example['image'])
-  shapes = {image.shape for image in images}
-  if len(shapes) > 1:
+      image = example['image']
+      if images is None:
+        images = _allocate(name, len(source), image)
+      if image.shape != images.shape[1:]:
+        raise errors.UserError(
+            f'data.name={name!r}: its images have different shapes, such as'
+            f' {images.shape[1:]} and {image.shape}; they must be alike'
+        )
+      images[index] = image
+  if images is None:
+    return np.zeros((0, 1, 1, 1), np.uint8)
+  return images
+
+
+def _allocate(name, count, image):
+  """Returns room for so many images, if they fit in memory."""
+  if count * image.nbytes > _MAX_BYTES:
     raise errors.UserError(
-        f'data.name={name!r}: its images have {len(shapes)} different shapes,'
-        f' such as {sorted(shapes)[:2]}; they must be alike'
+        f'data.name={name!r}: {count} images of {image.shape} take'
+        f' {count * image.nbytes / 2**30:.1f} GiB; they are kept in memory and'
+        f' must be at most {_MAX_BYTES / 2**30:.0f} GiB: give a slice such as'
+        " --config.data.train='train[:10%]'"
     )
-  if not images:
-    return np.zeros((0, 0, 0, 0), np.uint8)
-  return _check_images(np.stack(images), f'data.name={name!r}')
+  _check_images(image[None], f'data.name={name!r}')
+  return np.empty((count, *image.shape), image.dtype)
 
 
 def _cache_dir():

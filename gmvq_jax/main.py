@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from gmvq_jax import command_line
 from gmvq_jax import errors
+from gmvq_jax import train
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -39,9 +40,6 @@ def main(argv: list[str]) -> None:
     )
   if not _WORKDIR.value:
     raise errors.UserError('--workdir is missing; give a directory for the run')
-  # Imported late: they take seconds, and a mistake above should not.
-  from gmvq_jax import train
-
   if _MODE.value == 'evaluate':
     summary = train.evaluate_workdir(_WORKDIR.value)
   else:

@@ -46,6 +46,10 @@ class Writer:
     """Shows uint8 `[H, W, 3]` in TensorBoard."""
     self._board.add_image(name, picture, step, dataformats='HWC')
 
+  def flush(self) -> None:
+    """Sees to it that what was written outlives the process."""
+    self._board.flush()
+
   def close(self) -> None:
     """Closes the files."""
     self._file.close()
@@ -138,7 +142,9 @@ def _drop_after(path, step):
   kept = []
   for line in path.read_text().splitlines():
     try:
-      if json.loads(line)['step'] <= step:
+      record = json.loads(line)
+      # The test split is evaluated after the last step, and so again.
+      if record['step'] <= step and record.get('split') != 'test':
         kept.append(line + '\n')
     except (ValueError, KeyError, TypeError):
       pass  # Cut off when the process was killed.

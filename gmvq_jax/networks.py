@@ -77,8 +77,9 @@ class ConvNorm(nn.Module):
 class ResidualBlock(nn.Module):
   """`x + [ReLU, conv 3x3, norm, ReLU, conv 1x1, norm]`.
 
-  It starts as the identity (Goyal 2017, https://arxiv.org/abs/1706.02677), so
-  that the scale of latents at the start does not grow with the blocks.
+  With batch norm it starts as the identity (Goyal 2017,
+  https://arxiv.org/abs/1706.02677), so that the scale of latents at the start
+  does not grow with the blocks.
   """
 
   style: Style

@@ -207,5 +207,6 @@ def aggregated_posterior(
 def posterior_entropy(log_probs: jax.Array) -> jax.Array:
   """Returns H(q(c|x)) in nats, `[...]`, from log-probabilities `[..., C]`."""
   (log_probs,) = numerics.promote(log_probs)
-  return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+  probs = jnp.exp(log_probs)
+  return -jnp.sum(probs * jnp.where(probs > 0, log_probs, 0), axis=-1)
 

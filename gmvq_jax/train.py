@@ -20,6 +20,7 @@ from gmvq_jax import errors
 from gmvq_jax import experiment as experiment_lib
 from gmvq_jax import metrics as metrics_lib
 from gmvq_jax import report
+from gmvq_jax import train_step as train_step_lib
 from gmvq_jax import workdir as workdir_lib
 
 
@@ -44,18 +45,17 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
   path = workdir_lib.create(workdir)
   config_lib.validate(config)
   with workdir_lib.lock(path):
+    checkpoints = checkpoint.Checkpoints(path)
     stored = workdir_lib.read_json(path / 'config.json')
     if stored is not None:
       config_lib.check_same_run(config, stored)
-    elif (path / 'checkpoints').exists():
+    elif checkpoints.steps:
       raise errors.UserError(
           f'--workdir={workdir}: holds checkpoints but no config.json, so there'
           ' is no telling whose they are; give another directory'
       )
     experiment = experiment_lib.Experiment(config)
-    checkpoints = checkpoint.Checkpoints(path)
     try:
-      workdir_lib.write_json(path / 'config.json', config.to_dict())
       return _run(experiment, path, checkpoints)
     finally:
       checkpoints.close()
@@ -72,13 +72,8 @@ def evaluate_workdir(workdir: str) -> dict[str, Any]:
   """
   config = ConfigDict(workdir_lib.read_config(workdir))
   experiment = experiment_lib.Experiment(config)
-  checkpoints = checkpoint.Checkpoints(
-      pathlib.Path(workdir).expanduser(), read_only=True
-  )
-  try:
-    return _summary(experiment, checkpoints)
-  finally:
-    checkpoints.close()
+  path = pathlib.Path(workdir).expanduser()
+  return _summary(experiment, checkpoint.Checkpoints(path))
 
 
 class _Outputs(NamedTuple):
@@ -98,6 +93,8 @@ def _run(experiment, path, checkpoints):
     return summary
   images = distributed.replicate(experiment.splits.train, experiment.mesh)
   state, step = _start(experiment, checkpoints, images)
+  # Not before it is sure that the run can start.
+  workdir_lib.write_json(path / 'config.json', config.to_dict())
   display = metrics_lib.Display(num_steps, step, config.batch_size)
   writer = metrics_lib.Writer(path, step)
   outputs = _Outputs(path, checkpoints, writer, display)
@@ -138,13 +135,8 @@ def _init_from(experiment, state):
   """Takes the variables of another run's best checkpoint."""
   source = experiment.config.init_from
   workdir_lib.read_config(source)  # Says so if it is no work directory.
-  checkpoints = checkpoint.Checkpoints(
-      pathlib.Path(source).expanduser(), read_only=True
-  )
-  try:
-    best, _ = checkpoints.restore_best(experiment.abstract_state())
-  finally:
-    checkpoints.close()
+  checkpoints = checkpoint.Checkpoints(pathlib.Path(source).expanduser())
+  best, _ = checkpoints.restore_best(experiment.abstract_state())
   return state._replace(
       variables=best.variables, eval_batch_stats=best.eval_batch_stats
   )
@@ -153,17 +145,18 @@ def _init_from(experiment, state):
 def _train(experiment, state, step, images, outputs):
   """Trains to the end, or until a signal; returns the step it came to."""
   config, num_steps = experiment.config, experiment.num_steps
-  train_step = experiment.make_train_step()
+  take_step = experiment.make_train_step()
   # By way of the host, because the first step donates the state's own buffer.
-  key = jax.random.wrap_key_data(jax.device_get(state.key))
+  order_key, _ = train_step_lib.split_key(jax.device_get(state.key))
   num_images = len(images)
   epoch, order, pending = None, None, None
   with _stop_signals() as stopped:
     while step < num_steps and not stopped():
       current, offset = divmod(step * config.batch_size, num_images)
       if current != epoch:
-        epoch, order = current, data.two_epochs(key, current, num_images)
-      state, metrics = train_step(state, images, order, np.int32(offset))
+        epoch = current
+        order = data.two_epochs(order_key, epoch, num_images)
+      state, metrics = take_step(state, images, order, np.int32(offset))
       step += 1
       # The device is on this step while the host reads the one before.
       if pending is not None:
@@ -175,29 +168,38 @@ def _train(experiment, state, step, images, outputs):
         # Nothing is saved that was not seen to be finite.
         _read(experiment, *pending, outputs)
         pending = None
-        outputs.display.pause()
-        validation = None
-        if evaluated:
-          state = experiment.calibrate(state)
-          validation = _validate(experiment, state, step, outputs)
-        outputs.checkpoints.save(step, state, validation)
+        state = _save(experiment, state, step, evaluated, outputs)
     if step < num_steps and pending is not None:
       _read(experiment, *pending, outputs)
-      outputs.checkpoints.save(step, state)
+      _save(experiment, state, step, False, outputs)
   return step
+
+
+def _save(experiment, state, step, evaluated, outputs):
+  """Saves a state fit to be evaluated, evaluating it first if asked to."""
+  outputs.display.pause()
+  state = experiment.calibrate(state)
+  validation = None
+  if evaluated:
+    validation = _validate(experiment, state, step, outputs)
+  outputs.checkpoints.save(step, state, validation)
+  outputs.writer.flush()
+  return state
 
 
 def _read(experiment, step, metrics, outputs):
   """Reads the metrics of a step: to see that all is well, and to log them."""
-  metrics = {name: float(value) for name, value in metrics.items()}
-  if not math.isfinite(metrics['loss'] + metrics['grad_norm']):
-    latest = outputs.checkpoints.latest_step
-    good = 'there is no checkpoint yet' if latest is None else (
-        f'the last good checkpoint is of step {latest}'
-    )
+  metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
+  watched = ('loss', 'grad_norm', 'param_norm')
+  if not all(math.isfinite(metrics[name]) for name in watched):
+    outputs.checkpoints.wait()
+    steps = outputs.checkpoints.steps
+    good = 'there is no checkpoint yet'
+    if steps:
+      good = f'the last good checkpoint is of step {steps[0]}'
+    values = ', '.join(f'{name} is {metrics[name]}' for name in watched)
     raise errors.UserError(
-        f'step {step}: the loss is {metrics["loss"]} and the norm of its'
-        f' gradient {metrics["grad_norm"]}; {good}; a lower'
+        f'step {step}: {values}; all must be finite; {good}; a lower'
         ' --config.learning_rate in another work directory may help'
     )
   outputs.display.advance(step)

@@ -59,7 +59,8 @@ def make_train_step(
   state is donated.
 
   `metrics` are those of the quantizer, and `loss`, `mse`, `perplexity` and
-  `soft_perplexity` of the batch, `grad_norm` and `temperature`.
+  `soft_perplexity` of the batch, `temperature`, `grad_norm`, and `param_norm`
+  after the step.
   """
   batched = distributed.batched(mesh)
 
@@ -85,7 +86,8 @@ def make_train_step(
     indices = jax.lax.dynamic_slice(order, (offset,), (batch_size,))
     indices = jax.lax.with_sharding_constraint(indices, batched)
     batch = data.to_unit(images[indices])
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    _, noise_key = split_key(state.key)
+    key = jax.random.fold_in(noise_key, state.step)
     tau = temperature(state.step)
 
     params = state.variables.params
@@ -109,6 +111,7 @@ def make_train_step(
         'perplexity': perplexity(counts / counts.sum()),
         'soft_perplexity': perplexity(quantized.q_c),
         'grad_norm': optax.tree.norm(grads),
+        'param_norm': optax.tree.norm(params),
         'temperature': tau,
     }
     variables = variables._replace(
@@ -120,6 +123,12 @@ def make_train_step(
     return state, metrics
 
   return jax.jit(train_step, donate_argnums=0)
+
+
+def split_key(key: jax.Array) -> tuple[chex.PRNGKey, chex.PRNGKey]:
+  """Returns the keys of the order of images and of the noise, from a run's."""
+  order_key, noise_key = jax.random.split(jax.random.wrap_key_data(key))
+  return order_key, noise_key
 
 
 def init_state(

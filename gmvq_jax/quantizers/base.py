@@ -20,7 +20,9 @@ class Quantized(NamedTuple):
     codes: `[...]` int32.
     q_c: `[C]`, this batch's aggregated posterior; the shares of the codes where
       there is no posterior.
-    loss: `[]`, the quantizer's own terms, averaged over positions.
+    loss: `[]`, the quantizer's own terms, averaged over positions. In
+      `Quantizer.objective` it is weighed by positions / data_dim against the
+      mean squared error.
     metrics: every term by itself, each `[]`, averaged over positions.
   """
 
@@ -99,6 +101,15 @@ def check_choice(
     raise ValueError(
         f'{where}: {name}={value!r} is unknown; it must be one of'
         f' {", ".join(choices)}'
+    )
+
+
+def check_training(train: bool, key: object, temperature: object) -> None:
+  """Raises a ValueError where training lacks its key or its temperature."""
+  if train and (key is None or temperature is None):
+    raise ValueError(
+        f'train=True with key={key} and temperature={temperature}: both must'
+        ' be given'
     )
 
 

@@ -83,6 +83,10 @@ def gmvq(
       axis_name=None,
   ):
     h, mask = base.apply_mask(h, mask)
+    base.check_training(train, key, temperature)
+    if train and axis_name is not None:
+      # Or each device would draw the same noise.
+      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     codebook = params['codebook']
     z_hat, raw = jnp.split(h, 2, axis=-1)
     z_hat, raw, codebook = numerics.promote(z_hat, raw, codebook)
@@ -133,7 +137,8 @@ def gmvq(
       q_position = per_position(
           probs.reshape(*shape, num_codes), mask.reshape(shape)
       )
-      kl = jnp.mean(kl_to_uniform(q_position))
+      seen = jnp.sum(q_position, axis=-1) > 0  # Not masked in every image.
+      kl = numerics.masked_mean(kl_to_uniform(q_position), seen)
     metrics = {
         'latent': term,
         'kl': kl,
