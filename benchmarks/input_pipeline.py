@@ -6,7 +6,7 @@
 Prints, as one JSON object, from one run on one machine: steps and images per
 second with real data (images taken in the order of the epochs, metrics read a
 step late, as in `gmvq_jax.train` but for its files) and of the same step on one
-fixed batch; their ratio, measured in alternation; the time to compile; the memory of
+fixed batch; their ratio, in alternation; the time to compile; the memory of
 the compiled step, and the peak of the process. The paper's setting at
 `--config.batch_size=128` takes about two minutes on two cores.
 """

@@ -80,6 +80,18 @@ def test_latent_coupled_is_the_expectation_over_the_noise(rng, x64):
   np.testing.assert_allclose(closed, expected, rtol=0.01)
 
 
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_computed_in_float32(rng, dtype):
+  q_c = jnp.asarray(rng.dirichlet(np.ones(C)), dtype)
+  squared_error = jnp.asarray(rng.gamma(2.0, size=B), dtype)
+  latent = jnp.asarray(1.5, dtype)
+  kwargs = dict(gamma=0.3, beta=2.0, data_dim=48, positions=4)
+  terms = gmvq_jax.albo(squared_error, latent, q_c, **kwargs)
+  wide = [x.astype(jnp.float32) for x in (squared_error, latent, q_c)]
+  chex.assert_trees_all_equal(terms, gmvq_jax.albo(*wide, **kwargs))
+  chex.assert_type([*terms, gmvq_jax.perplexity(q_c)], jnp.float32)
+
+
 def test_latent_gradients(rng, x64):
   z_hat, codebook = rng.normal(size=(3, L)), rng.normal(size=(C, L))
   log_probs = np.log(rng.dirichlet(np.ones(C), size=3))

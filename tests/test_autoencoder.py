@@ -76,7 +76,7 @@ def test_vector_quantizer_trains_inside_a_flax_model(rng):
   def step(params, opt_state, key):
     def loss_fn(params):
       y, quantized = model.apply(
-          {**variables, 'params': params},
+          {'params': params},
           x,
           temperature=0.5,
           train=True,
@@ -93,6 +93,6 @@ def test_vector_quantizer_trains_inside_a_flax_model(rng):
     params, opt_state, loss = step(params, opt_state, key)
     losses.append(loss)
   assert losses[-1] < 0.3 * losses[0]
-  y, quantized = model.apply({**variables, 'params': params}, x)
+  y, quantized = model.apply({'params': params}, x)
   assert jnp.mean((y - x) ** 2) < 0.3 * jnp.var(x)
   assert len(np.unique(quantized.codes)) > 4

@@ -1,5 +1,7 @@
 """Checkpoints: latest and best, damage, and foreign ones."""
 
+import shutil
+
 import chex
 import jax.numpy as jnp
 import pytest
@@ -38,7 +40,7 @@ def test_keeps_the_last_two_and_the_best(tmp_path):
   checkpoints = fill(tmp_path, [0.5, 0.2, 0.3, None, None])
   assert steps(tmp_path) == [2, 4, 5]
   restored, step = checkpoints.restore_latest(state(0))
-  assert step == checkpoints.latest_step == 5
+  assert step == checkpoints.steps[0] == 5
   chex.assert_trees_all_equal(restored, state(5))
   restored, step = checkpoints.restore_best(state(0))
   assert step == 2
@@ -57,7 +59,7 @@ def test_a_damaged_one_is_named_and_an_older_one_used(tmp_path, caplog):
   truncate(tmp_path, 3)
   checkpoints = checkpoint.Checkpoints(tmp_path)
   restored, step = checkpoints.restore_latest(state(0))
-  assert step == checkpoints.latest_step == 2
+  assert step == checkpoints.steps[0] == 2
   chex.assert_trees_all_equal(restored, state(2))
   assert 'Checkpoint 3' in caplog.text
   assert (tmp_path / 'damaged_checkpoints' / '3').is_dir()
@@ -96,6 +98,31 @@ def test_a_foreign_one_is_refused(tmp_path, foreign):
   with pytest.raises(errors.UserError, match='none of its checkpoints can be'):
     checkpoints.restore_latest(state(0))
   assert steps(tmp_path) == [1]
+
+
+DAMAGES = {
+    'no arrays': lambda step: shutil.rmtree(step / 'default'),
+    'nothing': lambda step: (shutil.rmtree(step), step.mkdir()),
+    'no metrics': lambda step: (step / 'metrics' / 'metrics').write_text(''),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
+def test_no_damage_to_the_newest_hides_the_others(tmp_path, damage):
+  """The run goes on from one of them, and saves that step again."""
+  fill(tmp_path, [0.3, 0.2, 0.1]).close()
+  damage(tmp_path / 'checkpoints' / '3')
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  restored, step = checkpoints.restore_latest(state(0))
+  assert step in (2, 3)
+  chex.assert_trees_all_equal(restored, state(step))
+  chex.assert_trees_all_equal(*checkpoints.restore_best(state(0))[:1], state(2))
+  checkpoints.save(3, state(3))
+  checkpoints.save(4, state(4), {'mse': 0.5})
+  checkpoints.close()
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  assert checkpoints.steps == [4, 3, 2]
+  assert checkpoints.restore_best(state(0))[1] == 2
 
 
 def test_a_step_that_is_there_is_not_saved_again(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 import gmvq_jax
 from gmvq_jax import codebook
+from gmvq_jax import distributed
 
 
 def clusters(rng, count=5, per=40, dim=3, spread=0.05):
@@ -110,11 +111,32 @@ def test_kmeans_ignores_what_is_masked(rng):
   assert inertia(points, centroids) < 0.02
 
 
-def test_kmeans_is_the_same_on_every_host(rng):
+def test_kmeans_is_the_same_however_points_are_divided(rng):
   _, points = clusters(rng)
-  once = gmvq_jax.kmeans(jax.random.key(3), points, 5)
-  again = gmvq_jax.kmeans(jax.random.key(3), points + 0, 5)
-  chex.assert_trees_all_equal(once, again)
+  mesh = distributed.data_mesh()
+  divided = jax.device_put(points, distributed.batched(mesh))
+  assert len(divided.sharding.device_set) == 8
+  one, codes = gmvq_jax.kmeans(jax.random.key(3), points, 5)
+  many, many_codes = gmvq_jax.kmeans(jax.random.key(3), divided, 5)
+  np.testing.assert_allclose(one, many, rtol=1e-5)
+  np.testing.assert_array_equal(codes, many_codes)
+
+
+def test_nearest_codes_far_from_the_origin(rng):
+  points = 100 + 0.1 * rng.normal(size=(50, 16))
+  book = 100 + 0.1 * rng.normal(size=(20, 16))
+  expected = ((points[:, None] - book) ** 2).sum(-1).argmin(-1)
+  got = gmvq_jax.nearest_codes(
+      points.astype(np.float32), book.astype(np.float32)
+  )
+  assert np.mean(got == expected) > 0.99
+
+
+def test_masked_points_are_never_centroids():
+  points = jnp.asarray([[9.0], [9], [9], [50], [51], [51]])
+  mask = jnp.asarray([False, False, False, True, True, True])
+  centroids, _ = gmvq_jax.kmeans(jax.random.key(0), points, 3, mask=mask)
+  assert jnp.all(centroids >= 50)
 
 
 def test_kmeans_builds_no_array_of_every_difference():

@@ -134,6 +134,20 @@ def test_missing_fields_are_named():
         ),
         ({}, (16, 16, 3), 12, 1, 'batch_size=16: more than the 12 training'),
         ({}, (16, 16, 3), 20, 1, 'kmeans.images=32: more than the 20'),
+        (
+            {'calibration_images': 20},
+            (16, 16, 3),
+            480,
+            1,
+            'calibration_images=20: with 480 training images, less than one',
+        ),
+        (
+            {'num_steps': 0, 'num_epochs': 10**9},
+            (16, 16, 3),
+            480,
+            1,
+            'num_epochs=1000000000: makes 30000000000 steps',
+        ),
         ({}, (16, 18, 3), 480, 1, 'images of 16 x 18 cannot be halved'),
         (
             {'quantizer__num_codes': 513},

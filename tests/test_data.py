@@ -1,5 +1,6 @@
 """Loading, and the order of images."""
 
+import shutil
 import subprocess
 import sys
 
@@ -76,6 +77,8 @@ assert len(data.load('array:{tmp_path}/a.npy').train) == 16
 BAD_ARRAYS = {
     'floats': (np.zeros((4, 8, 8, 3), np.float32), 'must be uint8'),
     'flat': (np.zeros((4, 8), np.uint8), 'must be uint8'),
+    'two channels': (np.zeros((4, 8, 8, 2), np.uint8), 'must be uint8'),
+    'alpha': (np.zeros((4, 8, 8, 4), np.uint8), 'must be uint8'),
     'objects': (np.array([{}, None]), 'cannot be read'),
     'empty': (np.zeros((0, 8, 8, 3), np.uint8), 'is empty'),
     'single': (np.zeros((1, 8, 8, 3), np.uint8), 'is empty'),
@@ -187,12 +190,36 @@ def test_tfds_is_read_and_cached(tfds_dir, photographs):
   np.testing.assert_array_equal(again.test, splits.test)
 
 
+def test_tfds_written_anew_is_read_anew(tfds_dir, photographs):
+  tfds = pytest.importorskip('tensorflow_datasets')
+  data.load('tiny_photos', data_dir=str(tfds_dir))
+  shutil.rmtree(tfds_dir)
+  write_tfds(tfds, tfds_dir, photographs[100:])
+  splits = data.load('tiny_photos', data_dir=str(tfds_dir))
+  np.testing.assert_array_equal(splits.test, photographs[130:140])
+
+
+def test_tfds_too_large_or_damaged_is_named(tfds_dir, monkeypatch):
+  records = next(tfds_dir.rglob('*train.array_record*'))
+  content = records.read_bytes()
+  with monkeypatch.context() as patch:
+    patch.setattr(data, '_MAX_BYTES', 10_000)
+    with pytest.raises(errors.UserError, match='must be at most'):
+      data.load('tiny_photos', data_dir=str(tfds_dir))
+  for damaged in (b'', content[: len(content) // 2]):
+    records.write_bytes(damaged)
+    with pytest.raises(errors.UserError, match='tiny_photos') as caught:
+      data.load('tiny_photos', data_dir=str(tfds_dir))
+    assert '\n' not in str(caught.value)
+
+
 def test_tfds_mistakes_are_named(tfds_dir, tmp_path):
   (tmp_path / 'nothing').mkdir()
   for name, kwargs, message in [
       ('no_such', {}, "data.name='no_such'.*knows no such data set"),
       ('tiny_photos', {'train': 'trian'}, "no split 'trian'; it has test, tr"),
       ('tiny_photos', {'test': 'test[5:'}, r"no split 'test\[5:'"),
+      ('tiny_photos', {'test': 'test[9:2]'}, r"no split 'test\[9:2\]'"),
       ('tiny_photos', {'data_dir': '/no/where'}, 'there is no such directory'),
       ('cifar10', {'data_dir': str(tmp_path / 'nothing')}, 'not found in'),
   ]:

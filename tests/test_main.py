@@ -160,6 +160,12 @@ MISTAKES = {
         [CIFAR10, '--config.data.nmae=x'],
         '--config.data.nmae: there is no such field; there is data.name',
     ),
+    'one dash': (['-config=no.py'], 'no.py: there is no such file'),
+    'no such field to negate': ([CIFAR10, '--noconfig.hrad'], 'hrad'),
+    'too many steps': (
+        [CIFAR10, '--config.num_steps=10000000000', '--workdir=WORKDIR'],
+        'config.num_steps=10000000000: must be from 0 to 2^31 - 1',
+    ),
     'no such flag': ([CIFAR10, '--wrokdir=x'], 'wrokdir'),
     'no such mode': ([CIFAR10, '--mode=fly'], 'mode'),
     'wrong type': ([CIFAR10, '--config.batch_size=many'], 'batch_size'),

@@ -109,8 +109,49 @@ def test_what_is_masked_takes_no_part(quantizer):
   chex.assert_trees_all_close(of_params, of_params_alone, atol=1e-6)
   chex.assert_trees_all_close(of_h[:5], of_h_alone, atol=1e-6)
   np.testing.assert_array_equal(of_h[5:], 0)
-  trained, _ = train(quantizer, params, state, padded, mask=mask)
-  chex.assert_tree_all_finite((trained.loss, trained.metrics))
+  # In training the noise differs with the shape; what is in the padding does
+  # not matter all the same.
+  zeros, _ = train(quantizer, params, state, h.at[5:].set(0), mask=mask)
+  nans, _ = train(quantizer, params, state, padded, mask=mask)
+  for name in ('loss', 'metrics', 'q_c'):
+    chex.assert_trees_all_equal(getattr(zeros, name), getattr(nans, name))
+
+
+@each
+def test_a_position_masked_everywhere_is_as_if_it_were_not(quantizer):
+  params, state, h = inputs(quantizer)
+  mask = jnp.ones(h.shape[:-1], bool).at[:, 2].set(False)
+  quantized, _ = quantizer.apply(params, state, h, mask=mask)
+  alone, _ = quantizer.apply(params, state, h[:, :2])
+  chex.assert_trees_all_close(quantized.metrics, alone.metrics, rtol=1e-5)
+
+
+@each
+def test_training_needs_a_key_and_a_temperature(quantizer):
+  params, state, h = inputs(quantizer)
+  for kwargs in ({}, {'key': jax.random.key(0)}, {'temperature': 1.0}):
+    with pytest.raises(ValueError, match='both must be given'):
+      quantizer.apply(params, state, h, train=True, **kwargs)
+
+
+@each
+def test_each_device_draws_noise_of_its_own(quantizer):
+  params, state, h = inputs(quantizer, (1, 3))
+  same = jnp.broadcast_to(h, (8, 3, h.shape[-1]))
+  mesh = distributed.data_mesh()
+
+  def local(h):
+    return train(quantizer, params, state, h, axis_name='data')[0].z
+
+  z = jax.jit(
+      jax.shard_map(
+          local,
+          mesh=mesh,
+          in_specs=PartitionSpec('data'),
+          out_specs=PartitionSpec('data'),
+      )
+  )(same)
+  assert len(np.unique(np.asarray(z)[:, 0, 0])) == 8
 
 
 @each
@@ -270,6 +311,37 @@ def test_gmvq_batch_alone_gives_each_position_its_q_c(rng):
   kls = [reference.kl_to_uniform(np.asarray(probs[:, i]).mean(0))
          for i in range(3)]
   np.testing.assert_allclose(quantized.metrics['kl'], np.mean(kls), rtol=1e-5)
+
+
+def test_gmvq_hard_is_one_codeword_and_soft_is_their_mixture():
+  for hard in (True, False):
+    quantizer = gmvq_jax.gmvq(
+        C, L, gamma=0.1, beta=2.0, two_sigma2=1e12, hard=hard
+    )
+    params, state, h = inputs(quantizer)
+    quantized, _ = train(quantizer, params, state, h)
+    distance = jnp.abs(quantized.z - params['codebook'][quantized.codes])
+    assert (distance.max() < 1e-3) == hard
+
+
+def test_gmvq_stop_variance_gradient_and_weight_scale():
+  """With a flat posterior sigma is all that a gradient can reach z_hat by."""
+  for stop in (True, False):
+    quantizer = gmvq_jax.gmvq(
+        C, L, gamma=0.1, beta=2.0, weight_scale=1e-9,
+        stop_variance_gradient=stop,
+    )  # fmt: skip
+    params, state, h = inputs(quantizer)
+
+    def total(h, quantizer=quantizer, params=params, state=state):
+      quantized, _ = train(quantizer, params, state, h)
+      return jnp.sum(quantized.z), quantized.metrics
+
+    gradient, metrics = jax.grad(total, has_aux=True)(h)
+    assert (jnp.abs(gradient[..., :L]).max() < 1e-5) == stop
+    np.testing.assert_allclose(
+        metrics['posterior_entropy'], np.log(C), rtol=1e-5
+    )
 
 
 def test_unknown_names_are_refused():

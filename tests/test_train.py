@@ -1,15 +1,21 @@
 """Whole runs, in this process: what they write, and that they learn."""
 
 import json
+import shutil
 
+import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
 import tiny
 
+from gmvq_jax import checkpoint
 from gmvq_jax import config as config_lib
 from gmvq_jax import errors
 from gmvq_jax import experiment
+from gmvq_jax import schedules
 from gmvq_jax import train
 
 SUMMARY = {
@@ -135,13 +141,24 @@ def test_another_configuration_is_refused_and_nothing_lost(name, tmp_path):
     train.run(tiny.config(name), str(tmp_path / 'run'))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(name, tmp_path):
-  config = tiny.config(name, learning_rate=1e30, log_every_steps=1)
-  with pytest.raises(errors.UserError, match=r'step \d+: the loss is') as error:
+def test_a_loss_that_is_not_finite_stops_the_run(name, tmp_path, monkeypatch):
+  """At a rate that grows out of all bounds after step 4 is saved."""
+  monkeypatch.setattr(
+      schedules,
+      'learning_rate',
+      lambda *_, **__: lambda step: jnp.where(step < 5, 1e-3, 1e38),
+  )
+  config = tiny.config(name, log_every_steps=1)
+  with pytest.raises(errors.UserError, match=r'step [67]: .*norm is') as error:
     train.run(config, str(tmp_path / 'run'))
-  assert 'checkpoint' in str(error.value)
+  assert 'the last good checkpoint is of step 4' in str(error.value)
+  assert '\n' not in str(error.value)
   for record in records(tmp_path / 'run'):
     assert np.isfinite(record['loss'])
+  state, _ = checkpoint.Checkpoints(tmp_path / 'run').restore_latest(
+      experiment.Experiment(config).abstract_state()
+  )
+  chex.assert_tree_all_finite(state.variables)
 
 
 def test_num_steps_come_from_the_epochs(name):
@@ -149,9 +166,85 @@ def test_num_steps_come_from_the_epochs(name):
   assert config_lib.num_steps(config, 480) == 90
 
 
-def test_a_bad_start_leaves_no_run_behind(name, tmp_path):
-  config = tiny.config(name, network__num_downsamplings=5)
-  with pytest.raises(errors.UserError, match='cannot be halved'):
+@pytest.mark.parametrize(
+    'field, value, message',
+    [
+        ('network__num_downsamplings', 5, 'cannot be halved'),
+        ('init_from', '/no/where', 'holds no config.json'),
+    ],
+)
+def test_a_bad_start_leaves_no_run_behind(
+    name, tmp_path, field, value, message
+):
+  config = tiny.config(name, **{field: value})
+  with pytest.raises(errors.UserError, match=message):
     train.run(config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run' / 'config.json').exists()
   assert train.run(tiny.config(name), str(tmp_path / 'run'))
+
+
+def test_the_best_on_validation_is_what_is_tested(name, tmp_path, monkeypatch):
+  """Validation says step 4 is best; test would say step 12."""
+  evaluate = experiment.Experiment.evaluate
+
+  def rising(self, state, split):
+    metrics = evaluate(self, state, split)
+    sign = 1 if split == 'validation' else -1
+    return metrics | {'mse': 100 + sign * float(state.step)}
+
+  monkeypatch.setattr(experiment.Experiment, 'evaluate', rising)
+  config = tiny.config(name, eval_every_steps=4)
+  summary = train.run(config, str(tmp_path / 'run'))
+  assert summary['step'] == 4
+  assert summary['mse'] == 96
+
+
+def test_a_checkpoint_never_evaluated_is_fit_to_be(name, tmp_path):
+  """One saved between evaluations has statistics gathered for it."""
+  config = tiny.config(name, eval_every_steps=12)
+  train.run(config, str(tmp_path / 'run'))
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
+  exp = experiment.Experiment(config)
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'run')
+  state, step = checkpoints.restore_latest(exp.abstract_state())
+  assert step == 8
+  chex.assert_trees_all_close(state, exp.calibrate(state), rtol=1e-5)
+
+
+def test_the_optimiser_is_that_of_the_configuration(name):
+  """Two updates of AdamW, weight decay on the codebook too, by NumPy."""
+  config = tiny.config(
+      name, num_steps=10, learning_rate=0.1, weight_decay=0.3, adam_b1=0.8,
+      adam_b2=0.7, warmup_fraction=0.2, warmup_factor=0.5,
+  )  # fmt: skip
+  exp = experiment.Experiment(config)
+  params = {'quantizer': {'codebook': jnp.asarray([2.0])}}
+  state = exp.optimizer.init(params)
+  value, mean, square = 2.0, 0.0, 0.0
+  for step, rate in enumerate((0.05, 0.075, 0.1)):
+    gradient = 1.0 + step
+    updates, state = exp.optimizer.update(
+        jax.tree.map(lambda p, g=gradient: jnp.full_like(p, g), params),
+        state,
+        params,
+    )
+    params = jax.tree.map(jnp.add, params, updates)
+    mean = 0.8 * mean + 0.2 * gradient
+    square = 0.7 * square + 0.3 * gradient**2
+    scaled = mean / (1 - 0.8 ** (step + 1))
+    scaled /= np.sqrt(square / (1 - 0.7 ** (step + 1))) + 1e-8
+    value -= rate * (scaled + 0.3 * value)
+    np.testing.assert_allclose(
+        params['quantizer']['codebook'][0], value, rtol=1e-5
+    )
+
+
+def test_a_seed_is_a_run(name, tmp_path):
+  fields = dict(num_steps=2, eval_every_steps=2)
+  hashes = [
+      train.run(
+          tiny.config(name, seed=seed, **fields), str(tmp_path / run)
+      )['parameters_sha256']
+      for run, seed in (('a', 0), ('b', 0), ('c', 1))
+  ]
+  assert hashes[0] == hashes[1] != hashes[2]
