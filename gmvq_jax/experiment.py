@@ -1,7 +1,5 @@
 """What a configuration makes: the model, the optimiser, the data, the steps."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -47,7 +45,17 @@ def make_model(config: ConfigDict, channels: int) -> autoencoder.Autoencoder:
 
 
 class Experiment:
-  """What a configuration makes: model, optimiser, data, compiled steps."""
+  """What a configuration makes: model, optimiser, data, compiled steps.
+
+  Attributes:
+    config: the configuration, validated.
+    splits: the data.
+    num_steps: of the whole run.
+    mesh: the devices.
+    model: networks and quantizer.
+    learning_rate: its schedule.
+    optimizer: AdamW under that schedule.
+  """
 
   def __init__(self, config: ConfigDict):
     """Loads the data and builds the rest.
@@ -84,32 +92,27 @@ class Experiment:
 
   def init_state(self, images: jax.Array) -> train_step.TrainState:
     """Returns the state at step 0, on all devices."""
-    init = functools.partial(
-        train_step.init_state,
-        model=self.model,
-        optimizer=self.optimizer,
-        kmeans_images=self.config.kmeans.images,
-        kmeans_iterations=self.config.kmeans.iterations,
-    )
-    return jax.jit(init, out_shardings=distributed.replicated(self.mesh))(
-        jax.random.key(self.config.seed), images=images
-    )
+    sharding = distributed.replicated(self.mesh)
+    key = jax.random.key(self.config.seed)
+    return jax.jit(self._init, out_shardings=sharding)(key, images)
 
   def abstract_state(self) -> train_step.TrainState:
     """Returns the shapes and shardings of a state, for restoring one."""
     images = jax.ShapeDtypeStruct(self.splits.train.shape, jnp.uint8)
-    init = functools.partial(
-        train_step.init_state,
-        model=self.model,
-        optimizer=self.optimizer,
-        kmeans_images=0,
-        kmeans_iterations=0,
-    )
-    shapes = jax.eval_shape(init, jax.random.key(0), images=images)
     sharding = distributed.replicated(self.mesh)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
+        jax.eval_shape(self._init, jax.random.key(0), images),
+    )
+
+  def _init(self, key, images):
+    return train_step.init_state(
+        key,
+        self.model,
+        self.optimizer,
+        images,
+        kmeans_images=self.config.kmeans.images,
+        kmeans_iterations=self.config.kmeans.iterations,
     )
 
   def make_train_step(self):
