@@ -9,6 +9,11 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
+# Eight devices on a busy machine may keep each other waiting for long.
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '')
+    + ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
+)
 
 import jax  # noqa: E402  (reads the environment)
 import numpy as np  # noqa: E402
