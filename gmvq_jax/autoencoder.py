@@ -112,6 +112,11 @@ class Autoencoder(NamedTuple):
     return y, variables._replace(batch_stats=batch_stats)
 
 
+def to_unit(images: jax.Array) -> jax.Array:
+  """Converts uint8 images to float32 in [0, 1]."""
+  return images.astype(jnp.float32) / 255
+
+
 class VectorQuantizer(nn.Module):
   """Puts a quantizer into a Linen model.
 

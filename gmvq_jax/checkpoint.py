@@ -42,13 +42,18 @@ class Checkpoints:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
   def save(
-      self, step: int, state: Any, metrics: dict[str, float] | None = None
+      self,
+      step: int,
+      state: Any,
+      place: Any,
+      metrics: dict[str, float] | None = None,
   ) -> None:
-    """Saves a pytree of arrays, unless that step is there already.
+    """Saves a state and its place in the data, unless that step is there.
 
     Args:
       step: its number.
-      state: copied before this returns; written after.
+      state: a pytree of arrays, copied before this returns and written after.
+      place: any JSON value.
       metrics: those of its evaluation, if any; the best checkpoint is the one
         of the lowest `METRIC`.
 
@@ -61,12 +66,15 @@ class Checkpoints:
       if step not in self._manager.all_steps():
         self._manager.save(
             step,
-            args=ocp.args.StandardSave(state),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                place=ocp.args.JsonSave(place),
+            ),
             metrics={METRIC: metrics[METRIC] if metrics else math.inf},
         )
 
-  def restore_latest(self, like: Any) -> tuple[Any, int] | None:
-    """Returns the newest checkpoint that can be read, and its step.
+  def restore_latest(self, like: Any) -> tuple[Any, Any, int] | None:
+    """Returns the newest checkpoint that can be read: state, place and step.
 
     Those that cannot are named and moved to `damaged_checkpoints/`.
 
@@ -84,12 +92,12 @@ class Checkpoints:
     if not steps:
       return None
     restored = self._restore_first(steps, like)
-    for step in steps[: steps.index(restored[1])]:
+    for step in steps[: steps.index(restored[2])]:
       self._set_aside(step)
     return restored
 
   def restore_best(self, like: Any) -> tuple[Any, int]:
-    """Returns the checkpoint that is best on validation, and its step.
+    """Returns the state that is best on validation, and its step.
 
     Falls back to the next best where one cannot be read, and to the newest
     where none was evaluated.
@@ -104,7 +112,8 @@ class Checkpoints:
       )
     rank = {step: self._rank(step) for step in steps}
     steps.sort(key=lambda s: (math.isnan(rank[s]), rank[s], -s))
-    return self._restore_first(steps, like)
+    state, _, step = self._restore_first(steps, like)
+    return state, step
 
   def wait(self) -> None:
     """Waits until everything is written.
@@ -163,9 +172,13 @@ class Checkpoints:
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     for step in steps:
       try:
-        path = self._directory / str(step) / 'default'
-        with ocp.StandardCheckpointer() as checkpointer:
-          return checkpointer.restore(path, like), step
+        path = self._directory / str(step)
+        with (
+            ocp.StandardCheckpointer() as states,
+            ocp.Checkpointer(ocp.JsonCheckpointHandler()) as places,
+        ):
+          place = places.restore(path / 'place')
+          return states.restore(path / 'state', like), place, step
       except Exception as error:  # Orbax raises whatever its layers do.
         _LOGGER.warning(
             'Checkpoint %d in %s cannot be read: %s',

@@ -14,7 +14,12 @@ DTYPES = ('float32', 'bfloat16')
 
 # May differ between the start of a run and its continuation: they change what
 # is looked at, not what is computed.
-FREE_TO_CHANGE = ('log_every_steps', 'checkpoint_every_steps', 'data.dir')
+FREE_TO_CHANGE = (
+    'log_every_steps',
+    'checkpoint_every_steps',
+    'data.dir',
+    'data.keep',
+)
 
 
 def default_config() -> ConfigDict:
@@ -32,6 +37,10 @@ def default_config() -> ConfigDict:
       'weight_decay': 1e-4,
       'adam_b1': 0.9,
       'adam_b2': 0.95,
+      # mse, l1, or MODULE:FUNCTION; see losses.py.
+      'reconstruction_loss': 'mse',
+      # Evaluate with a moving average of the parameters (0: with the last).
+      'ema_decay': 0.0,
       'temperature': {'start': 2.0, 'end': 0.1, 'shape': 'exponential'},
       # Where a run starts: the best parameters of another work directory, or
       # k-means of the latents of this many images (0: a random codebook).
@@ -50,6 +59,14 @@ def default_config() -> ConfigDict:
           'train': 'train[:90%]',
           'validation': 'train[90%:]',
           'test': 'test',
+          # See `data.load`; 0 leaves images as they are.
+          'crop': 0,
+          'size': 0,
+          'channels': 3,
+          'bad_images': 'skip',
+          'keep': 'auto',
+          # Augmentation: mirror half of the training images.
+          'flip': False,
       },
       'network': {
           'width': 64,
@@ -99,6 +116,8 @@ _RULES = {
     'temperature.start': _POSITIVE,
     'temperature.end': _POSITIVE,
     'temperature.shape': schedules.TEMPERATURE_SHAPES,
+    'ema_decay': _SHARE,
+    'reconstruction_loss': (bool, 'mse, l1 or MODULE:FUNCTION'),
     'kmeans.images': _AT_LEAST_0,
     'kmeans.iterations': _AT_LEAST_0,
     'log_every_steps': _AT_LEAST_1,
@@ -106,7 +125,12 @@ _RULES = {
     'checkpoint_every_steps': _AT_LEAST_1,
     'eval_batch_size': _AT_LEAST_1,
     'calibration_images': _AT_LEAST_0,
-    'data.name': (bool, 'a data set, such as cifar10 or array:PATH'),
+    'data.name': (bool, 'a data set, such as cifar10 or folder:PATH'),
+    'data.crop': _AT_LEAST_0,
+    'data.size': _AT_LEAST_0,
+    'data.channels': (lambda x: x in (1, 3), '1 or 3'),
+    'data.bad_images': ('skip', 'fail'),
+    'data.keep': ('auto', 'device', 'memory', 'stream'),
     'network.width': _AT_LEAST_1,
     'network.encoder_blocks': _AT_LEAST_0,
     'network.decoder_blocks': _AT_LEAST_0,

@@ -35,7 +35,7 @@ def make_eval_step(model: autoencoder.Autoencoder, mesh: Mesh) -> EvalStep:
   batched = distributed.batched(mesh)
 
   def eval_step(variables, images, mask):
-    images = data.to_unit(images)
+    images = autoencoder.to_unit(images)
     h, _ = model.encode(variables, images)
     positions = jnp.broadcast_to(mask[:, None, None], h.shape[:-1])
     quantized, _ = model.quantize(variables, h, mask=positions)
@@ -64,7 +64,7 @@ def make_eval_step(model: autoencoder.Autoencoder, mesh: Mesh) -> EvalStep:
 def evaluate(
     eval_step: EvalStep,
     variables: autoencoder.Variables,
-    images: np.ndarray,
+    images: data.Images,
     *,
     batch_size: int = 256,
 ) -> dict[str, float]:
@@ -113,7 +113,7 @@ def make_calibrate(
   )
 
   def calibrate(variables, images):
-    images = data.to_unit(images)
+    images = autoencoder.to_unit(images)
     h, variables = still_model.encode(variables, images, train=True)
     quantized, _ = still_model.quantize(variables, h)
     _, variables = still_model.decode(variables, quantized.z, train=True)
@@ -127,7 +127,7 @@ def make_calibrate(
 def calibrated_batch_stats(
     calibrate: Callable[[autoencoder.Variables, jax.Array], Any],
     variables: autoencoder.Variables,
-    images: np.ndarray,
+    images: data.Images,
     *,
     batch_size: int = 256,
 ) -> Any:

@@ -1,5 +1,7 @@
 """What a configuration makes: the model, the optimiser, the data, the steps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -11,6 +13,7 @@ from gmvq_jax import config as config_lib
 from gmvq_jax import data
 from gmvq_jax import distributed
 from gmvq_jax import evaluate
+from gmvq_jax import losses
 from gmvq_jax import networks
 from gmvq_jax import quantizers
 from gmvq_jax import report
@@ -64,8 +67,9 @@ class Experiment:
       errors.UserError: for whatever does not fit.
     """
     config_lib.validate(config)
+    self._loss = losses.get(config.reconstruction_loss)
     self.config = config
-    self.splits = data.load(**_data_arguments(config))
+    self.splits, self._on_device = data.load(**_source(config.data))
     image_shape = self.splits.train.shape[1:]
     config_lib.validate_data(
         config, image_shape, len(self.splits.train), jax.device_count()
@@ -90,29 +94,50 @@ class Experiment:
     self._calibrate = evaluate.make_calibrate(self.model, self.mesh)
     self._reconstruct = jax.jit(self.model.reconstruct)
 
-  def init_state(self, images: jax.Array) -> train_step.TrainState:
+  def batches(self):
+    """Returns an iterator over training batches; see `data.batches`."""
+    return data.batches(
+        self.splits.train,
+        self.config.batch_size,
+        self.mesh,
+        seed=self.config.seed,
+        on_device=self._on_device,
+    )
+
+  def init_state(self) -> train_step.TrainState:
     """Returns the state at step 0, on all devices."""
+    images = self._some_training_images(
+        max(self.config.kmeans.images, 1), self.config.seed
+    )
     sharding = distributed.replicated(self.mesh)
     key = jax.random.key(self.config.seed)
     return jax.jit(self._init, out_shardings=sharding)(key, images)
 
-  def abstract_state(self) -> train_step.TrainState:
-    """Returns the shapes and shardings of a state, for restoring one."""
-    images = jax.ShapeDtypeStruct(self.splits.train.shape, jnp.uint8)
+  def abstract_state(self, ema: bool | None = None) -> train_step.TrainState:
+    """Returns the shapes and shardings of a state, for restoring one.
+
+    Args:
+      ema: whether it has a moving average; by default, as configured.
+    """
+    count = max(self.config.kmeans.images, 1)
+    shape = (count, *self.splits.train.shape[1:])
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    init = functools.partial(self._init, ema=ema)
     sharding = distributed.replicated(self.mesh)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(self._init, jax.random.key(0), images),
+        jax.eval_shape(init, jax.random.key(0), images),
     )
 
-  def _init(self, key, images):
+  def _init(self, key, images, ema=None):
     return train_step.init_state(
         key,
         self.model,
         self.optimizer,
         images,
-        kmeans_images=self.config.kmeans.images,
+        kmeans=self.config.kmeans.images > 0,
         kmeans_iterations=self.config.kmeans.iterations,
+        ema=self.config.ema_decay > 0 if ema is None else ema,
     )
 
   def make_train_step(self):
@@ -127,18 +152,21 @@ class Experiment:
             self.num_steps,
             shape=temperature.shape,
         ),
-        self.mesh,
-        self.config.batch_size,
+        reconstruction_loss=self._loss,
+        ema_decay=self.config.ema_decay,
+        flip=self.config.data.flip,
     )
 
   def calibrate(self, state: train_step.TrainState) -> train_step.TrainState:
     """Returns the state with the batch statistics to evaluate it with."""
-    images = self.splits.train
-    chosen = np.random.default_rng(0).permutation(len(images))
+    # The current statistics stay where there are no images to calibrate with.
+    variables = state.eval_variables._replace(
+        batch_stats=state.variables.batch_stats
+    )
     stats = evaluate.calibrated_batch_stats(
         self._calibrate,
-        state.variables,
-        images[chosen[: self.config.calibration_images]],
+        variables,
+        self._some_training_images(self.config.calibration_images, 0),
         batch_size=self.config.eval_batch_size,
     )
     # A copy, because a step of training donates the state it came from.
@@ -159,17 +187,16 @@ class Experiment:
     """Returns the first images of a split above their reconstructions."""
     images = getattr(self.splits, split)[:_PICTURED]
     decoded, _ = self._reconstruct(
-        state.eval_variables, data.to_unit(jnp.asarray(images))
+        state.eval_variables, autoencoder.to_unit(jnp.asarray(images))
     )
     return report.comparison(images, jax.device_get(decoded))
 
+  def _some_training_images(self, count, seed):
+    images = self.splits.train
+    chosen = np.random.default_rng(seed).permutation(len(images))
+    return images[np.sort(chosen[:count])]
 
-def _data_arguments(config):
-  fields = config.data
-  return dict(
-      name=fields.name,
-      data_dir=fields.dir,
-      train=fields.train,
-      validation=fields.validation,
-      test=fields.test,
-  )
+
+def _source(fields):
+  """Returns what says which images; the rest says what is done with them."""
+  return {name: value for name, value in fields.items() if name != 'flip'}

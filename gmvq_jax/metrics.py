@@ -1,20 +1,11 @@
-"""Where metrics go: metrics.jsonl, TensorBoard, the terminal."""
+"""Where metrics go: metrics.jsonl and TensorBoard."""
 
 import json
 import os
 import pathlib
-import sys
-import time
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn
-from rich.progress import MofNCompleteColumn
-from rich.progress import Progress
-from rich.progress import TextColumn
 import tensorboardX
-
-_SHOWN = ('loss', 'mse', 'perplexity', 'temperature')
 
 
 class Writer:
@@ -54,85 +45,6 @@ class Writer:
     """Closes the files."""
     self._file.close()
     self._board.close()
-
-
-class Display:
-  """Shows how far a run is: a bar in a terminal, lines of text elsewhere."""
-
-  def __init__(self, num_steps: int, step: int, images_per_step: int):
-    """Starts counting at `step`."""
-    self._num_steps = num_steps
-    self._images_per_step = images_per_step
-    self._step = step
-    self._seconds = 0.0
-    self._timed_steps = 0
-    self._since = None
-    self._bar = None
-    self._text = ''
-    if sys.stdout.isatty():
-      self._bar = Progress(
-          BarColumn(),
-          MofNCompleteColumn(),
-          TextColumn('{task.fields[text]}'),
-          console=Console(file=sys.stdout),
-      )
-      self._task = self._bar.add_task('', total=num_steps, text='compiling')
-      self._bar.start()
-
-  def advance(self, step: int) -> None:
-    """Says that `step` steps are done. The first one, compiling, is no rate."""
-    now = time.perf_counter()
-    if self._since is not None:
-      self._seconds += now - self._since
-      self._timed_steps += step - self._step
-    self._since = now
-    self._step = step
-    if self._bar:
-      text = f'{self._pace()} {self._text}'
-      self._bar.update(self._task, completed=step, text=text)
-
-  def pause(self) -> None:
-    """Says that what comes until the next step is not training."""
-    self._since = None
-
-  @property
-  def images_per_second(self) -> float:
-    """The rate of training, without evaluation and saving; 0 if unknown."""
-    if not self._seconds:
-      return 0.0
-    return self._timed_steps * self._images_per_step / self._seconds
-
-  def metrics(self, metrics: dict[str, float]) -> None:
-    """Shows the metrics of the last step."""
-    shown = [f'{k} {metrics[k]:.4g}' for k in _SHOWN if k in metrics]
-    self._text = '  '.join(shown)
-    if not self._bar:
-      share = f'{self._step}/{self._num_steps}'
-      self.line(f'step {share}  {self._pace()}  {self._text}')
-
-  def line(self, text: str) -> None:
-    """Prints a line."""
-    if self._bar:
-      self._bar.console.print(text, highlight=False, soft_wrap=True)
-    else:
-      print(text, flush=True)
-
-  def close(self) -> None:
-    """Leaves the terminal as it was."""
-    if self._bar:
-      self._bar.stop()
-
-  def _pace(self):
-    rate = self.images_per_second
-    if not rate:
-      return ''
-    left = (self._num_steps - self._step) * self._images_per_step / rate
-    minutes, seconds = divmod(round(left), 60)
-    hours, minutes = divmod(minutes, 60)
-    clock = f'{hours}:{minutes:02}:{seconds:02}' if hours else (
-        f'{minutes}:{seconds:02}'
-    )
-    return f'{rate:.0f} images/s  {clock} left'
 
 
 def _drop_after(path, step):

@@ -9,18 +9,17 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
 from gmvq_jax import checkpoint
 from gmvq_jax import config as config_lib
-from gmvq_jax import data
-from gmvq_jax import distributed
 from gmvq_jax import errors
 from gmvq_jax import experiment as experiment_lib
 from gmvq_jax import metrics as metrics_lib
+from gmvq_jax import progress
 from gmvq_jax import report
-from gmvq_jax import train_step as train_step_lib
 from gmvq_jax import workdir as workdir_lib
 
 
@@ -82,7 +81,7 @@ class _Outputs(NamedTuple):
   path: pathlib.Path
   checkpoints: checkpoint.Checkpoints
   writer: metrics_lib.Writer
-  display: metrics_lib.Display
+  display: progress.Display
 
 
 def _run(experiment, path, checkpoints):
@@ -91,20 +90,20 @@ def _run(experiment, path, checkpoints):
   summary = workdir_lib.read_json(path / 'summary.json')
   if summary is not None:
     return summary
-  images = distributed.replicate(experiment.splits.train, experiment.mesh)
-  state, step = _start(experiment, checkpoints, images)
+  state, place, step = _start(experiment, checkpoints)
   # Not before it is sure that the run can start.
   workdir_lib.write_json(path / 'config.json', config.to_dict())
-  display = metrics_lib.Display(num_steps, step, config.batch_size)
+  display = progress.Display(num_steps, step, config.batch_size)
   writer = metrics_lib.Writer(path, step)
   outputs = _Outputs(path, checkpoints, writer, display)
   try:
     display.line(
-        f'{len(images)} images, {num_steps} steps of {config.batch_size},'
+        f'{len(experiment.splits.train)} images,'
+        f' {num_steps} steps of {config.batch_size},'
         f' {jax.device_count()} x {jax.devices()[0].device_kind},'
         f' from step {step}'
     )
-    step = _train(experiment, state, step, images, outputs)
+    step = _train(experiment, state, place, step, outputs)
     checkpoints.wait()
     if step < num_steps:
       display.line(f'Stopped; saved step {step}. The same command continues.')
@@ -120,43 +119,43 @@ def _run(experiment, path, checkpoints):
     writer.close()
 
 
-def _start(experiment, checkpoints, images):
-  """Returns a state and its step: resumed, else from a run, else fresh."""
+def _start(experiment, checkpoints):
+  """Returns a state, its place and its step: resumed, from a run, or fresh."""
   restored = checkpoints.restore_latest(experiment.abstract_state())
   if restored is not None:
     return restored
-  state = experiment.init_state(images)
+  state = experiment.init_state()
   if experiment.config.init_from:
     state = _init_from(experiment, state)
-  return state, 0
+  return state, None, 0
 
 
 def _init_from(experiment, state):
   """Takes the variables of another run's best checkpoint."""
   source = experiment.config.init_from
-  workdir_lib.read_config(source)  # Says so if it is no work directory.
+  fields = workdir_lib.read_config(source)
+  like = experiment.abstract_state(ema=bool(fields.get('ema_decay')))
   checkpoints = checkpoint.Checkpoints(pathlib.Path(source).expanduser())
-  best, _ = checkpoints.restore_best(experiment.abstract_state())
+  best = checkpoints.restore_best(like)[0].eval_variables
+  ema_params = state.ema_params and jax.tree.map(jnp.copy, best.params)
   return state._replace(
-      variables=best.variables, eval_batch_stats=best.eval_batch_stats
+      variables=best, ema_params=ema_params, eval_batch_stats=best.batch_stats
   )
 
 
-def _train(experiment, state, step, images, outputs):
+def _train(experiment, state, place, step, outputs):
   """Trains to the end, or until a signal; returns the step it came to."""
   config, num_steps = experiment.config, experiment.num_steps
   take_step = experiment.make_train_step()
-  # By way of the host, because the first step donates the state's own buffer.
-  order_key, _ = train_step_lib.split_key(jax.device_get(state.key))
-  num_images = len(images)
-  epoch, order, pending = None, None, None
-  with _stop_signals() as stopped:
+  pending = None
+  with (
+      contextlib.closing(experiment.batches()) as batches,
+      _stop_signals() as stopped,
+  ):
+    if place is not None:
+      batches.set_state(place)
     while step < num_steps and not stopped():
-      current, offset = divmod(step * config.batch_size, num_images)
-      if current != epoch:
-        epoch = current
-        order = data.two_epochs(order_key, epoch, num_images)
-      state, metrics = take_step(state, images, order, np.int32(offset))
+      state, metrics = take_step(state, next(batches))
       step += 1
       # The device is on this step while the host reads the one before.
       if pending is not None:
@@ -168,21 +167,21 @@ def _train(experiment, state, step, images, outputs):
         # Nothing is saved that was not seen to be finite.
         _read(experiment, *pending, outputs)
         pending = None
-        state = _save(experiment, state, step, evaluated, outputs)
+        state = _save(experiment, state, batches, step, evaluated, outputs)
     if step < num_steps and pending is not None:
       _read(experiment, *pending, outputs)
-      _save(experiment, state, step, False, outputs)
+      _save(experiment, state, batches, step, False, outputs)
   return step
 
 
-def _save(experiment, state, step, evaluated, outputs):
+def _save(experiment, state, batches, step, evaluated, outputs):
   """Saves a state fit to be evaluated, evaluating it first if asked to."""
   outputs.display.pause()
   state = experiment.calibrate(state)
   validation = None
   if evaluated:
     validation = _validate(experiment, state, step, outputs)
-  outputs.checkpoints.save(step, state, validation)
+  outputs.checkpoints.save(step, state, batches.get_state(), validation)
   outputs.writer.flush()
   return state
 

@@ -7,18 +7,16 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import optax
 
 from gmvq_jax import autoencoder
 from gmvq_jax import codebook
-from gmvq_jax import data
-from gmvq_jax import distributed
+from gmvq_jax import losses
 from gmvq_jax.albo import perplexity
 
 
 class TrainState(NamedTuple):
-  """All that a run is at a step; what a checkpoint holds.
+  """All that a run is at a step; with the place in its data, a checkpoint.
 
   Attributes:
     step: `[]` int32, the steps taken.
@@ -26,6 +24,8 @@ class TrainState(NamedTuple):
       is a function of this and the step.
     variables: of the autoencoder.
     opt_state: of the optimiser.
+    ema_params: like `variables.params`, their exponential moving average; None
+      where none is kept.
     eval_batch_stats: like `variables.batch_stats`, as `evaluate.calibrate` last
       gathered them: without noise, as evaluation has none.
   """
@@ -34,35 +34,47 @@ class TrainState(NamedTuple):
   key: jax.Array
   variables: autoencoder.Variables
   opt_state: Any
+  ema_params: Any
   eval_batch_stats: Any
 
   @property
   def eval_variables(self) -> autoencoder.Variables:
     """Those to evaluate and to use the model with."""
-    return self.variables._replace(batch_stats=self.eval_batch_stats)
+    params = self.variables.params
+    if self.ema_params is not None:
+      params = self.ema_params
+    return self.variables._replace(
+        params=params, batch_stats=self.eval_batch_stats
+    )
 
 
 def make_train_step(
     model: autoencoder.Autoencoder,
     optimizer: optax.GradientTransformation,
     temperature: optax.Schedule,
-    mesh: Mesh,
-    batch_size: int,
+    *,
+    reconstruction_loss: losses.Loss = losses.mse,
+    ema_decay: float = 0.0,
+    flip: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns the jitted train step.
+  """Returns the jitted train step, `(state, images) -> (state, metrics)`.
 
-  It is `(state, images, order, offset) -> (state, metrics)`. `images` is the
-  whole training set, uint8 on every device; `order [2 N]` int32 is of
-  `data.two_epochs`, and the step takes `batch_size` of it from `offset`. The
-  batch is divided over the mesh, so a mean over it is the mean over all
-  devices: q(c) and the batch norms are those of the global batch. The given
-  state is donated.
+  `images` are a batch, uint8 `[B, H, W, channels]`, divided over a mesh: a mean
+  over it is the mean over all devices, so q(c) and the batch norms are those of
+  the global batch. The given state is donated.
 
-  `metrics` are those of the quantizer, and `loss`, `mse`, `perplexity` and
-  `soft_perplexity` of the batch, `temperature`, `grad_norm`, and `param_norm`
-  after the step.
+  `metrics` are those of the quantizer, and of the batch `loss`, `mse`,
+  `reconstruction`, `perplexity`, `soft_perplexity`, `aggregated_entropy` (of
+  q(c), nats), `temperature`, `grad_norm`, and `param_norm` after the step.
+
+  Args:
+    model: what is trained.
+    optimizer: what trains it.
+    temperature: of the relaxed codes, by step.
+    reconstruction_loss: stands where the equations have the mean squared error.
+    ema_decay: of the moving average of parameters, if the state has one.
+    flip: whether half of the images, at random, are mirrored left to right.
   """
-  batched = distributed.batched(mesh)
 
   def loss_fn(params, variables, images, key, tau):
     variables = variables._replace(params=params)
@@ -71,29 +83,33 @@ def make_train_step(
         variables, h, key=key, temperature=tau, train=True
     )
     decoded, variables = model.decode(variables, quantized.z, train=True)
-    squared_error = jnp.sum(jnp.square(decoded - images), axis=(1, 2, 3))
+    error = reconstruction_loss(decoded, images)
     data_dim = images[0].size
     loss = model.quantizer.objective(
-        squared_error,
+        data_dim * error,
         quantized,
         data_dim=data_dim,
         positions=quantized.codes[0].size,
     )
-    mse = jnp.mean(squared_error) / data_dim
-    return loss, (variables, quantized, mse)
+    terms = {
+        'loss': loss,
+        'reconstruction': jnp.mean(error),
+        'mse': jnp.mean(losses.mse(decoded, images)),
+    }
+    return loss, (variables, quantized, terms)
 
-  def train_step(state, images, order, offset):
-    indices = jax.lax.dynamic_slice(order, (offset,), (batch_size,))
-    indices = jax.lax.with_sharding_constraint(indices, batched)
-    batch = data.to_unit(images[indices])
-    _, noise_key = split_key(state.key)
-    key = jax.random.fold_in(noise_key, state.step)
+  def train_step(state, images):
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    noise_key, flip_key = jax.random.split(key)
+    images = autoencoder.to_unit(images)
+    if flip:
+      images = _flip_some(flip_key, images)
     tau = temperature(state.step)
 
     params = state.variables.params
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (variables, quantized, mse)), grads = grad_fn(
-        params, state.variables, batch, key, tau
+    (_, (variables, quantized, terms)), grads = grad_fn(
+        params, state.variables, images, noise_key, tau
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
@@ -105,11 +121,12 @@ def make_train_step(
         opt_state,
     )
     counts = codebook.code_counts(quantized.codes, model.quantizer.num_codes)
-    metrics = quantized.metrics | {
-        'loss': loss,
-        'mse': mse,
+    metrics = {
+        **quantized.metrics,
+        **terms,
         'perplexity': perplexity(counts / counts.sum()),
         'soft_perplexity': perplexity(quantized.q_c),
+        'aggregated_entropy': jnp.log(perplexity(quantized.q_c)),
         'grad_norm': optax.tree.norm(grads),
         'param_norm': optax.tree.norm(params),
         'temperature': tau,
@@ -118,17 +135,16 @@ def make_train_step(
         params=params, quantizer_state=quantizer_state
     )
     state = state._replace(
-        step=state.step + 1, variables=variables, opt_state=opt_state
+        step=state.step + 1,
+        variables=variables,
+        opt_state=opt_state,
+        ema_params=_average(
+            state.ema_params, params, state.step, decay=ema_decay
+        ),
     )
     return state, metrics
 
   return jax.jit(train_step, donate_argnums=0)
-
-
-def split_key(key: jax.Array) -> tuple[chex.PRNGKey, chex.PRNGKey]:
-  """Returns the keys of the order of images and of the noise, from a run's."""
-  order_key, noise_key = jax.random.split(jax.random.wrap_key_data(key))
-  return order_key, noise_key
 
 
 def init_state(
@@ -137,8 +153,9 @@ def init_state(
     optimizer: optax.GradientTransformation,
     images: jax.Array,
     *,
-    kmeans_images: int,
-    kmeans_iterations: int,
+    kmeans: bool = True,
+    kmeans_iterations: int = 10,
+    ema: bool = False,
 ) -> TrainState:
   """Returns the state at step 0, its codebook at the centres of real latents.
 
@@ -146,22 +163,20 @@ def init_state(
     key: of the whole run.
     model: what is to be trained.
     optimizer: what trains it.
-    images: the training set, uint8 `[N, H, W, channels]`.
-    kmeans_images: how many images' latents are clustered; 0 leaves the codebook
-      at its random start.
+    images: of the training set, uint8 `[n, H, W, channels]`.
+    kmeans: whether the latents of `images` are clustered; otherwise only their
+      shape matters, and the codebook is left at its random start.
     kmeans_iterations: of Lloyd's algorithm.
+    ema: whether a moving average of the parameters is kept.
   """
-  init_key, choice_key, kmeans_key, run_key = jax.random.split(key, 4)
+  init_key, kmeans_key, run_key = jax.random.split(key, 3)
   variables = model.init(init_key, images.shape[1:])
-  if kmeans_images and model.quantizer.write is not None:
-    chosen = jax.random.choice(
-        choice_key, len(images), (kmeans_images,), replace=False
-    )
+  if kmeans and model.quantizer.write is not None:
     variables = kmeans_start(
         kmeans_key,
         model,
         variables,
-        data.to_unit(images[chosen]),
+        autoencoder.to_unit(images),
         num_iterations=kmeans_iterations,
     )
   return TrainState(
@@ -169,7 +184,8 @@ def init_state(
       key=jax.random.key_data(run_key),
       variables=variables,
       opt_state=optimizer.init(variables.params),
-      eval_batch_stats=jax.tree.map(jnp.copy, variables.batch_stats),
+      ema_params=_copy(variables.params) if ema else None,
+      eval_batch_stats=_copy(variables.batch_stats),
   )
 
 
@@ -218,3 +234,21 @@ def _finish(quantizer, optimizer, params, quantizer_state, opt_state):
       fresh,
   )
   return {**params, 'quantizer': written}, state, opt_state
+
+
+def _flip_some(key, images):
+  """Mirrors each image left to right with probability 1/2."""
+  mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+  return jnp.where(mirrored, images[:, :, ::-1], images)
+
+
+def _average(average, params, step, *, decay):
+  """Moves an average towards `params`; faster at first, to forget its start."""
+  if average is None:
+    return None
+  decay = jnp.minimum(decay, (1 + step) / (10 + step))
+  return optax.incremental_update(params, average, 1 - decay)
+
+
+def _copy(tree):
+  return jax.tree.map(jnp.copy, tree)

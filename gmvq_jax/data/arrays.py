@@ -1,0 +1,72 @@
+"""Images in a NumPy file."""
+
+import pathlib
+
+import numpy as np
+
+from gmvq_jax import errors
+from gmvq_jax.data import sources
+
+_SPLITS = ('train', 'validation', 'test')
+
+
+def load(path: pathlib.Path) -> tuple[sources.Images, ...]:
+  """Returns the train, validation and test images of a `.npy` or `.npz` file.
+
+  A `.npy` is divided 80/10/10 by a permutation that is always the same, and is
+  not read before it is needed; a `.npz` has an array for each.
+
+  Raises:
+    errors.UserError: for a file that is not there, cannot be read, or holds
+      something else.
+  """
+  if not path.is_file():
+    raise errors.UserError(
+        f'data.name=array:{path}: there is no such file; give a .npy or .npz'
+        ' file of uint8 images'
+    )
+  try:
+    mapped = 'r' if path.suffix == '.npy' else None
+    loaded = np.load(path, mmap_mode=mapped, allow_pickle=False)
+    arrays = None if isinstance(loaded, np.ndarray) else dict(loaded)
+  except Exception as error:
+    raise errors.UserError(
+        f'data.name=array:{path}: cannot be read as a .npy or .npz file'
+        f' ({error})'
+    ) from error
+  if arrays is None:
+    return _divide(check(loaded, path))
+  if set(arrays) != set(_SPLITS):
+    raise errors.UserError(
+        f'data.name=array:{path}: holds the arrays {sorted(arrays)}; a .npz'
+        f' must hold exactly {", ".join(_SPLITS)}'
+    )
+  return tuple(check(arrays[split], path) for split in _SPLITS)
+
+
+def check(images: np.ndarray, where: object) -> np.ndarray:
+  """Returns images as `[N, H, W, channels]`.
+
+  Raises:
+    errors.UserError: if they are not uint8, or of no such shape.
+  """
+  if images.ndim == 3:
+    images = images[..., None]
+  fits = images.ndim == 4 and images.shape[3] in (1, 3)
+  if images.dtype != np.uint8 or not fits:
+    raise errors.UserError(
+        f'{where}: holds {images.dtype} of shape {images.shape}; images must be'
+        ' uint8 of shape [N, H, W, 1 or 3] or [N, H, W]'
+    )
+  return images
+
+
+def _divide(images):
+  order = np.random.default_rng(0).permutation(len(images))
+  tenth = max(len(images) // 10, 1)
+  ends = [max(len(images) - 2 * tenth, 0), max(len(images) - tenth, 0)]
+  return tuple(_lazy(images, part) for part in np.split(order, ends))
+
+
+def _lazy(images, part):
+  return sources.Lazy(lambda indices: images[part[indices]], len(part))

@@ -1,0 +1,191 @@
+"""A folder of image files."""
+
+from collections import Counter
+import concurrent.futures
+import hashlib
+import logging
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from gmvq_jax import errors
+from gmvq_jax import progress
+from gmvq_jax.data import pixels
+from gmvq_jax.data import sources
+
+_LOGGER = logging.getLogger(__name__)
+_SPLITS = ('train', 'validation', 'test')
+_CHECKED_AT_ONCE = 256
+_NAMED = 10
+
+
+def load(
+    path: pathlib.Path, shape: pixels.Shape, *, skip_bad: bool
+) -> tuple[sources.Lazy, ...]:
+  """Returns the train, validation and test images of a folder.
+
+  They are in sub-folders of these names, or else divided by a hash of their
+  file names into about 80, 10 and 10 %, so that an image stays in its split
+  whatever is added or moved. Folders are searched to any depth.
+
+  Every file is read once, to know that it can be, and the outcome is cached.
+
+  Args:
+    path: of the folder.
+    shape: what images are made to be.
+    skip_bad: whether files that cannot be used are named and left out, instead
+      of raising.
+
+  Raises:
+    errors.UserError: for a folder that is not there or has no usable image,
+      sub-folders for only some splits, images that differ in size after
+      cropping and resizing, and, unless `skip_bad`, one that cannot be used.
+  """
+  name = f'folder:{path}'
+  if not path.is_dir():
+    raise errors.UserError(
+        f'data.name={name}: there is no such folder; give one that holds images'
+    )
+  files = _find(path)
+  if not files:
+    raise errors.UserError(
+        f'data.name={name}: holds no image files (such as .png, .jpg, .webp);'
+        ' give a folder that does'
+    )
+  identity = f'{sources.identity_of_files(files)} {shape}'
+  checked = sources.remember(name, identity, lambda: _check(files, shape))
+  good = _usable(name, files, checked, skip_bad)
+  parts = _divide(name, path, good)
+  return tuple(
+      sources.Lazy(
+          _reader(part, shape), len(part), identity=f'{identity} {split}'
+      )
+      for split, part in parts.items()
+  )
+
+
+def _find(path):
+  """Returns all files that look like images, in the order of their names."""
+  known = Image.registered_extensions()
+  found = []
+  for directory, folders, names in os.walk(path, followlinks=True):
+    folders[:] = [f for f in folders if not f.startswith('.')]
+    found += [
+        pathlib.Path(directory, name)
+        for name in names
+        if not name.startswith('.')
+        and known.get(pathlib.Path(name).suffix.lower()) in Image.OPEN
+    ]
+  return sorted(found)
+
+
+def _check(files, shape):
+  """Returns `[mode, shape, reason it cannot be used]` of every file."""
+
+  def check(file):
+    try:
+      with Image.open(file) as image:
+        mode = image.mode
+        return [mode, pixels.from_image(image, shape).shape, None]
+    except pixels.UnusableError as error:
+      return [None, None, str(error)]
+    except Exception as error:  # Pillow raises what it likes.
+      reason = ' '.join(str(error).replace(str(file), 'it').split())
+      return [None, None, f'cannot be read ({reason[:100]})']
+
+  starts = range(0, len(files), _CHECKED_AT_ONCE)
+  checked = []
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    for start in progress.track(starts, f'Checking {len(files)} images'):
+      checked += pool.map(check, files[start : start + _CHECKED_AT_ONCE])
+  return checked
+
+
+def _usable(name, files, checked, skip_bad):
+  """Returns the files that can be used, and says what there is to say."""
+  bad = [
+      f'{file}: {reason}'
+      for file, (*_, reason) in zip(files, checked, strict=True)
+      if reason
+  ]
+  if len(bad) == len(files) or (bad and not skip_bad):
+    raise errors.UserError(
+        f'data.name={name}: {len(bad)} of {len(files)} images cannot be used;'
+        f' the first is {bad[0]}; mend or remove them'
+        + ('' if skip_bad else ', or give --config.data.bad_images=skip')
+    )
+  for line in bad[:_NAMED]:
+    _LOGGER.warning('Skipped %s', line)
+  if bad:
+    _LOGGER.warning('Skipped %d of %d images.', len(bad), len(files))
+  shapes = Counter(tuple(size) for _, size, reason in checked if not reason)
+  if len(shapes) > 1:
+    some = ', '.join(f'{h} x {w}' for h, w, _ in sorted(shapes)[:3])
+    raise errors.UserError(
+        f'data.name={name}: images are of {len(shapes)} sizes, such as {some};'
+        ' give --config.data.size=SIDE to crop and resize them to squares'
+    )
+  channels = next(iter(shapes))[2]
+  usual = {1: 'L', 3: 'RGB'}[channels]
+  others = Counter(m for m, *_, reason in checked if not reason and m != usual)
+  if others:
+    listed = ', '.join(f'{n} of mode {mode}' for mode, n in others.items())
+    _LOGGER.info('Converted to %s: %s.', usual, listed)
+  return [f for f, (*_, r) in zip(files, checked, strict=True) if not r]
+
+
+def _divide(name, path, files):
+  """Returns the files of each split."""
+  present = [split for split in _SPLITS if (path / split).is_dir()]
+  parts = {split: [] for split in _SPLITS}
+  if not present:
+    for file in files:
+      parts[_split_of(file.name)].append(file)
+    empty = [split for split, part in parts.items() if not part]
+    if empty:
+      raise errors.UserError(
+          f'data.name={name}: its {len(files)} images are divided by a hash of'
+          f' their names, which leaves none for {", ".join(empty)}; give more'
+          f' images, or sub-folders {", ".join(_SPLITS)}'
+      )
+    return parts
+  if len(present) < len(_SPLITS):
+    raise errors.UserError(
+        f'data.name={name}: has sub-folders {", ".join(present)}; it must have'
+        f' all of {", ".join(_SPLITS)}, or none of them'
+    )
+  for file in files:
+    first = file.relative_to(path).parts[0]
+    if first in parts:
+      parts[first].append(file)
+  return parts
+
+
+def _split_of(file_name):
+  digest = hashlib.sha256(file_name.encode()).digest()
+  share = int.from_bytes(digest[:8]) / 2**64
+  if share < 0.8:
+    return 'train'
+  return 'validation' if share < 0.9 else 'test'
+
+
+def _reader(files, shape):
+  """Returns the function that reads files, by their indices."""
+  pool = concurrent.futures.ThreadPoolExecutor()
+
+  def read_one(index):
+    try:
+      with Image.open(files[index]) as image:
+        return pixels.from_image(image, shape)
+    except Exception as error:
+      raise errors.UserError(
+          f'{files[index]}: could be read at the start and no longer can'
+          f' ({error})'
+      ) from error
+
+  def read(indices):
+    return np.stack(list(pool.map(read_one, indices)))
+
+  return read

@@ -1,0 +1,128 @@
+"""From the configuration's `data` to images."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+from gmvq_jax import errors
+from gmvq_jax.data import arrays
+from gmvq_jax.data import cifar10
+from gmvq_jax.data import folder
+from gmvq_jax.data import photographs
+from gmvq_jax.data import pixels
+from gmvq_jax.data import sources
+from gmvq_jax.data import tfds
+
+_DEVICE_BYTES = 2 * 2**30
+
+
+class Splits(NamedTuple):
+  """The three parts of a data set.
+
+  What is chosen is chosen on `validation`; `test` is for the end.
+  """
+
+  train: sources.Images
+  validation: sources.Images
+  test: sources.Images
+
+
+def load(
+    name: str,
+    *,
+    dir: str = '',  # The name of the configuration's field.
+    train: str = 'train[:90%]',
+    validation: str = 'train[90%:]',
+    test: str = 'test',
+    crop: int = 0,
+    size: int = 0,
+    channels: int = 3,
+    bad_images: str = 'skip',
+    keep: str = 'auto',
+) -> tuple[Splits, bool]:
+  """Loads a data set.
+
+  Args:
+    name: what to load.
+      - `folder:PATH`, a folder of image files; see `folder.load`.
+      - `array:PATH`, a `.npy` or `.npz` file of images; see `arrays.load`.
+      - `photographs`, crops of photographs in scikit-image and scikit-learn;
+        see `photographs.load`.
+      - any other is a name in TensorFlow Datasets; see `tfds.load`. `cifar10`
+        is downloaded if it was not prepared there; see `cifar10.load`.
+    dir: of TensorFlow Datasets. Empty: `$TFDS_DATA_DIR`, else its default.
+    train: the split to train on, in the syntax of TensorFlow Datasets. It and
+      the next two are for its data sets only.
+    validation: the split to choose on.
+    test: the split to report.
+    crop: see `pixels.Shape`. It and `size` are for folders and TensorFlow
+      Datasets; `size` also for photographs.
+    size: see `pixels.Shape`.
+    channels: 3, or 1 for grey; for folders and photographs.
+    bad_images: `skip` or `fail`; of files in a folder that cannot be used.
+    keep: where the training images are kept: whole on every `device`, in
+      `memory`, or in their files, decoded as they are needed (`stream`). `auto`
+      chooses by their size: up to 2 GiB, up to half of the machine's memory,
+      and more.
+
+  Returns:
+    The splits, and whether the training images are for the devices to keep.
+
+  Raises:
+    errors.UserError: for what cannot be found, read or used.
+  """
+  shape = pixels.Shape(crop, size, channels)
+  kind, colon, path = name.partition(':')
+  path = pathlib.Path(path).expanduser()
+  if colon and kind == 'folder':
+    parts = folder.load(path, shape, skip_bad=bad_images == 'skip')
+  elif colon and kind == 'array':
+    _refuse(name, crop=crop, size=size)
+    parts = arrays.load(path)
+  elif name == 'photographs':
+    _refuse(name, crop=crop)
+    parts = photographs.load(size or 32, channels)
+  elif name == 'cifar10' and cifar10.wanted(dir):
+    parts = cifar10.load((train, validation, test))
+    _refuse(name, crop=crop, size=size)
+  else:
+    parts = tfds.load(name, dir, (train, validation, test), shape)
+  splits = Splits(*parts)
+  _check(name, splits)
+
+  num_bytes = sum(images.nbytes for images in splits)
+  if keep == 'auto':
+    keep = _choose(num_bytes)
+  if keep != 'stream':
+    splits = Splits(*(sources.read_all(images, name) for images in splits))
+  return splits, keep == 'device'
+
+
+def _choose(num_bytes):
+  if num_bytes <= _DEVICE_BYTES:
+    return 'device'
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return 'memory' if num_bytes <= memory / 2 else 'stream'
+
+
+def _refuse(name, **fields):
+  for field, value in fields.items():
+    if value:
+      raise errors.UserError(
+          f'config.data.{field}={value}: {name} is used as it is; give 0'
+      )
+
+
+def _check(name, splits):
+  for split, images in zip(Splits._fields, splits, strict=True):
+    if not len(images):
+      raise errors.UserError(
+          f'data.name={name!r}: its {split} split is empty; it must hold at'
+          ' least one image'
+      )
+  shapes = {images.shape[1:] for images in splits}
+  if len(shapes) > 1:
+    raise errors.UserError(
+        f'data.name={name!r}: its splits hold images of different shapes:'
+        f' {sorted(shapes)}; they must be alike'
+    )

@@ -1,0 +1,143 @@
+"""Images that are read when they are asked for, and the cache of read ones."""
+
+from collections.abc import Callable
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from gmvq_jax import progress
+
+_LOGGER = logging.getLogger(__name__)
+_READ_AT_ONCE = 1024
+
+
+class Lazy:
+  """What the rest of the package uses of an array of images, read on demand.
+
+  `len`, `shape`, `nbytes`, and indexing by a slice or by an array of integers.
+  """
+
+  def __init__(
+      self,
+      read: Callable[[np.ndarray], np.ndarray],
+      count: int,
+      *,
+      identity: str = '',
+  ):
+    """Wraps a reader.
+
+    Args:
+      read: takes indices `[n]` and returns images uint8 `[n, H, W, channels]`,
+        of one shape whatever the indices. Called by several threads.
+      count: how many images there are.
+      identity: changes whenever the images do; the key of the cache. Empty:
+        they are read faster than a cache would be.
+    """
+    self._read = read
+    self._count = count
+    self.identity = identity
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+    return self._read(np.arange(self._count)[indices])
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """`(N, H, W, channels)`; the last three are 0 where there is no image."""
+    if not self._count:
+      return (0, 0, 0, 0)
+    return (self._count, *self[:1].shape[1:])
+
+  @property
+  def nbytes(self) -> int:
+    """What an array of the images takes."""
+    return int(np.prod(self.shape, dtype=np.int64))
+
+
+Images = np.ndarray | Lazy
+
+
+def read_all(images: Images, name: str) -> np.ndarray:
+  """Returns images as an array, by way of the cache.
+
+  Args:
+    images: an array is returned as it is.
+    name: for the user, and in the name of the file.
+  """
+  if isinstance(images, np.ndarray):
+    return images
+  if not images.identity:
+    return images[:]
+  path = cache_path(name, images.identity, '.npy')
+  try:
+    return np.load(path, allow_pickle=False)
+  except FileNotFoundError:
+    pass
+  except Exception:
+    _LOGGER.warning('Cached images %s are damaged; reading them anew.', path)
+  array = np.empty(images.shape, np.uint8)
+  starts = range(0, len(images), _READ_AT_ONCE)
+  for start in progress.track(starts, f'Reading {len(images)} images'):
+    part = slice(start, start + _READ_AT_ONCE)
+    array[part] = images[part]
+  write_cached(path, lambda file: np.save(file, array))
+  return array
+
+
+def cache_dir() -> pathlib.Path:
+  """Returns `$XDG_CACHE_HOME/gmvq_jax`, by default `~/.cache/gmvq_jax`."""
+  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(base) / 'gmvq_jax'
+
+
+def cache_path(name: str, identity: str, suffix: str) -> pathlib.Path:
+  """Returns where what has this name and identity is cached."""
+  digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+  plain = ''.join(c if c.isalnum() else '-' for c in name)[-40:]
+  return cache_dir() / f'{plain}-{digest}{suffix}'
+
+
+def write_cached(path: pathlib.Path, write: Callable[[Any], None]) -> None:
+  """Writes whole or not at all; a full or read-only disk costs only time.
+
+  Args:
+    path: of `cache_path`.
+    write: writes to an open binary file.
+  """
+  temporary = None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+      temporary = file.name
+      write(file)
+    os.replace(temporary, path)
+  except OSError as error:
+    _LOGGER.warning('%s is not cached: %s', path.name, error)
+    if temporary and os.path.exists(temporary):
+      os.unlink(temporary)
+
+
+def remember(name: str, identity: str, compute: Callable[[], Any]) -> Any:
+  """Returns a JSON value from the cache, or computes and caches it."""
+  path = cache_path(name, identity, '.json')
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    value = compute()
+    text = json.dumps(value, indent=2).encode()
+    write_cached(path, lambda file: file.write(text))
+    return value
+
+
+def identity_of_files(paths: list[pathlib.Path]) -> str:
+  """Returns what changes when a file is added, removed or written."""
+  stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+  return repr(stats)
