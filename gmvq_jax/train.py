@@ -137,9 +137,11 @@ def _init_from(experiment, state):
   like = experiment.abstract_state(ema=bool(fields.get('ema_decay')))
   checkpoints = checkpoint.Checkpoints(pathlib.Path(source).expanduser())
   best = checkpoints.restore_best(like)[0].eval_variables
-  ema_params = state.ema_params and jax.tree.map(jnp.copy, best.params)
+  # Copies, because a step donates every buffer of its state, once.
   return state._replace(
-      variables=best, ema_params=ema_params, eval_batch_stats=best.batch_stats
+      variables=best,
+      ema_params=state.ema_params and jax.tree.map(jnp.copy, best.params),
+      eval_batch_stats=jax.tree.map(jnp.copy, best.batch_stats),
   )
 
 

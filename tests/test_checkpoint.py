@@ -18,7 +18,7 @@ def fill(tmp_path, mses):
   """Saves step 1, 2, ... with these errors; None: not evaluated."""
   checkpoints = checkpoint.Checkpoints(tmp_path)
   for step, mse in enumerate(mses, 1):
-    checkpoints.save(step, state(step), mse and {'mse': mse})
+    checkpoints.save(step, state(step), {'n': step}, mse and {'mse': mse})
   checkpoints.close()
   return checkpoint.Checkpoints(tmp_path)
 
@@ -39,8 +39,8 @@ def truncate(tmp_path, step):
 def test_keeps_the_last_two_and_the_best(tmp_path):
   checkpoints = fill(tmp_path, [0.5, 0.2, 0.3, None, None])
   assert steps(tmp_path) == [2, 4, 5]
-  restored, step = checkpoints.restore_latest(state(0))
-  assert step == checkpoints.steps[0] == 5
+  restored, place, step = checkpoints.restore_latest(state(0))
+  assert step == place['n'] == checkpoints.steps[0] == 5
   chex.assert_trees_all_equal(restored, state(5))
   restored, step = checkpoints.restore_best(state(0))
   assert step == 2
@@ -58,15 +58,15 @@ def test_a_damaged_one_is_named_and_an_older_one_used(tmp_path, caplog):
   fill(tmp_path, [None, None, None]).close()
   truncate(tmp_path, 3)
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  restored, step = checkpoints.restore_latest(state(0))
+  restored, _, step = checkpoints.restore_latest(state(0))
   assert step == checkpoints.steps[0] == 2
   chex.assert_trees_all_equal(restored, state(2))
   assert 'Checkpoint 3' in caplog.text
   assert (tmp_path / 'damaged_checkpoints' / '3').is_dir()
   # The run comes to that step again, and saves it.
-  checkpoints.save(3, state(3))
+  checkpoints.save(3, state(3), {})
   checkpoints.close()
-  again, step = checkpoint.Checkpoints(tmp_path).restore_latest(state(0))
+  again, _, step = checkpoint.Checkpoints(tmp_path).restore_latest(state(0))
   assert step == 3
   chex.assert_trees_all_equal(again, state(3))
 
@@ -92,7 +92,7 @@ def test_if_the_best_is_damaged_the_next_best_is_used(tmp_path, caplog):
 )
 def test_a_foreign_one_is_refused(tmp_path, foreign):
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  checkpoints.save(1, foreign)
+  checkpoints.save(1, foreign, {})
   checkpoints.close()
   checkpoints = checkpoint.Checkpoints(tmp_path)
   with pytest.raises(errors.UserError, match='none of its checkpoints can be'):
@@ -101,7 +101,8 @@ def test_a_foreign_one_is_refused(tmp_path, foreign):
 
 
 DAMAGES = {
-    'no arrays': lambda step: shutil.rmtree(step / 'default'),
+    'no arrays': lambda step: shutil.rmtree(step / 'state'),
+    'no place': lambda step: shutil.rmtree(step / 'place'),
     'nothing': lambda step: (shutil.rmtree(step), step.mkdir()),
     'no metrics': lambda step: (step / 'metrics' / 'metrics').write_text(''),
 }
@@ -113,12 +114,12 @@ def test_no_damage_to_the_newest_hides_the_others(tmp_path, damage):
   fill(tmp_path, [0.3, 0.2, 0.1]).close()
   damage(tmp_path / 'checkpoints' / '3')
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  restored, step = checkpoints.restore_latest(state(0))
+  restored, _, step = checkpoints.restore_latest(state(0))
   assert step in (2, 3)
   chex.assert_trees_all_equal(restored, state(step))
   chex.assert_trees_all_equal(*checkpoints.restore_best(state(0))[:1], state(2))
-  checkpoints.save(3, state(3))
-  checkpoints.save(4, state(4), {'mse': 0.5})
+  checkpoints.save(3, state(3), {})
+  checkpoints.save(4, state(4), {}, {'mse': 0.5})
   checkpoints.close()
   checkpoints = checkpoint.Checkpoints(tmp_path)
   assert checkpoints.steps == [4, 3, 2]
@@ -127,7 +128,7 @@ def test_no_damage_to_the_newest_hides_the_others(tmp_path, damage):
 
 def test_a_step_that_is_there_is_not_saved_again(tmp_path):
   checkpoints = fill(tmp_path, [0.5])
-  checkpoints.save(1, state(9), {'mse': 0.1})
+  checkpoints.save(1, state(9), {}, {'mse': 0.1})
   checkpoints.wait()
-  restored, _ = checkpoints.restore_latest(state(0))
+  restored, *_ = checkpoints.restore_latest(state(0))
   chex.assert_trees_all_equal(restored, state(1))

@@ -7,16 +7,14 @@ import pytest
 from scipy import ndimage
 import tiny
 
-from gmvq_jax import data
-from gmvq_jax import distributed
+from gmvq_jax import autoencoder
 from gmvq_jax import evaluate
 
 
 @pytest.fixture
 def trained(tmp_path, photographs):
   experiment = tiny.make(tiny.save_images(tmp_path, photographs))
-  images = distributed.replicate(experiment.splits.train, experiment.mesh)
-  return experiment, experiment.init_state(images)
+  return experiment, experiment.init_state()
 
 
 def bits(counts):
@@ -30,7 +28,7 @@ def test_metrics_are_those_of_numpy(trained):
   metrics = experiment.evaluate(state, 'test')
   images = experiment.splits.test
   decoded, quantized = experiment.model.reconstruct(
-      state.eval_variables, data.to_unit(jnp.asarray(images))
+      state.eval_variables, autoencoder.to_unit(jnp.asarray(images))
   )
   error = np.square(np.asarray(decoded, np.float64) - images / 255)
   per_image = error.mean(axis=(1, 2, 3))
@@ -105,7 +103,7 @@ def test_calibration_makes_evaluation_of_a_batch_that_of_training(trained):
       calibrate, state.variables, images, batch_size=32
   )
   variables = state.variables._replace(batch_stats=stats)
-  unit = data.to_unit(jnp.asarray(images))
+  unit = autoencoder.to_unit(jnp.asarray(images))
   expected, _ = experiment.model.encode(state.variables, unit, train=True)
   h, _ = experiment.model.encode(variables, unit)
   np.testing.assert_allclose(h, expected, atol=1e-4)
@@ -118,8 +116,7 @@ def test_calibration_makes_evaluation_of_a_batch_that_of_training(trained):
 def test_no_calibration_keeps_the_running_statistics(tmp_path, photographs):
   name = tiny.save_images(tmp_path, photographs)
   experiment = tiny.make(name, calibration_images=0)
-  images = distributed.replicate(experiment.splits.train, experiment.mesh)
-  state = experiment.init_state(images)
+  state = experiment.init_state()
   calibrated = experiment.calibrate(state)
   for x, y in zip(
       jax.tree.leaves(calibrated.eval_batch_stats),

@@ -79,24 +79,19 @@ def test_it_learns(name, tmp_path):
   assert summary['perplexity'] > 24
 
 
-def test_a_runs_epoch_visits_every_image_once(name, tmp_path, monkeypatch):
-  seen = []
-  make = experiment.Experiment.make_train_step
-
-  def spy(self):
-    step = make(self)
-
-    def record(state, images, order, offset):
-      seen.extend(np.asarray(order[offset : offset + 16]))
-      return step(state, images, order, offset)
-
-    return record
-
-  monkeypatch.setattr(experiment.Experiment, 'make_train_step', spy)
-  train.run(tiny.config(name, num_steps=0, num_epochs=2), str(tmp_path / 'run'))
-  first, second = seen[:480], seen[480:]
-  assert sorted(first) == sorted(second) == list(range(480))
-  assert first != second
+def test_where_images_are_kept_changes_nothing(name, tmp_path):
+  """Not the parameters' last bit, and a run may go on with another place."""
+  hashes = {}
+  for keep in ('device', 'memory', 'stream'):
+    config = tiny.config(name, data__keep=keep)
+    summary = train.run(config, str(tmp_path / keep))
+    hashes[keep] = summary['parameters_sha256']
+  assert len(set(hashes.values())) == 1
+  (tmp_path / 'device' / 'summary.json').unlink()
+  shutil.rmtree(tmp_path / 'device' / 'checkpoints' / '12')
+  config = tiny.config(name, data__keep='stream')
+  again = train.run(config, str(tmp_path / 'device'))
+  assert again['parameters_sha256'] == hashes['device']
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -155,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(name, tmp_path, monkeypatch):
   assert '\n' not in str(error.value)
   for record in records(tmp_path / 'run'):
     assert np.isfinite(record['loss'])
-  state, _ = checkpoint.Checkpoints(tmp_path / 'run').restore_latest(
+  state, *_ = checkpoint.Checkpoints(tmp_path / 'run').restore_latest(
       experiment.Experiment(config).abstract_state()
   )
   chex.assert_tree_all_finite(state.variables)
@@ -206,8 +201,8 @@ def test_a_checkpoint_never_evaluated_is_fit_to_be(name, tmp_path):
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
   exp = experiment.Experiment(config)
   checkpoints = checkpoint.Checkpoints(tmp_path / 'run')
-  state, step = checkpoints.restore_latest(exp.abstract_state())
-  assert step == 8
+  state, place, step = checkpoints.restore_latest(exp.abstract_state())
+  assert step == place['next_index'] == 8
   chex.assert_trees_all_close(state, exp.calibrate(state), rtol=1e-5)
 
 

@@ -10,7 +10,6 @@ import tiny
 
 import gmvq_jax
 from gmvq_jax import autoencoder
-from gmvq_jax import data
 from gmvq_jax import distributed
 from gmvq_jax import networks
 from gmvq_jax import train_step
@@ -22,17 +21,15 @@ def name(tmp_path, photographs):
 
 
 def start(experiment):
-  images = distributed.replicate(experiment.splits.train, experiment.mesh)
-  return experiment.init_state(images), images
+  return experiment.init_state(), experiment.splits.train
 
 
 def test_one_trace(name):
   experiment = tiny.make(name)
   state, images = start(experiment)
-  order = data.two_epochs(jax.random.key(0), 0, len(images))
   step = experiment.make_train_step()
   for i in range(4):
-    state, _ = step(state, images, order, np.int32(16 * i))
+    state, _ = step(state, images[16 * i : 16 * i + 16])
   assert step._cache_size() == 1
   assert int(state.step) == 4
 
@@ -42,7 +39,6 @@ def test_any_number_of_devices_takes_the_same_step(name, count):
   """From identical state: q(c), batch norm and gradient are global."""
   experiment = tiny.make(name)
   state, images = start(experiment)
-  order = data.two_epochs(jax.random.key(0), 0, len(images))
   results = []
   for devices in (1, count):
     mesh = jax.make_mesh(
@@ -60,15 +56,13 @@ def test_any_number_of_devices_takes_the_same_step(name, count):
         mesh,
     )
     step = train_step.make_train_step(
-        experiment.model, optimizer, lambda _: 0.7, mesh, 16
+        experiment.model, optimizer, lambda _: 0.7
     )
     results.append(
         jax.device_get(
             step(
                 jax.tree.map(jnp.copy, here),
-                distributed.replicate(images, mesh),
-                distributed.replicate(order, mesh),
-                np.int32(32),
+                jax.device_put(images[:16], distributed.batched(mesh)),
             )
         )
     )
@@ -83,12 +77,11 @@ def test_each_step_has_noise_and_a_temperature_of_its_own(name):
   """The same parameters on the same batch, at two steps."""
   experiment = tiny.make(name)
   state, images = start(experiment)
-  order = data.two_epochs(jax.random.key(0), 0, len(images))
   step = experiment.make_train_step()
 
   def metrics_at(number):
     there = jax.tree.map(jnp.copy, state)._replace(step=jnp.int32(number))
-    return step(there, images, order, np.int32(0))[1]
+    return step(there, images[:16])[1]
 
   one, again, late = metrics_at(0), metrics_at(0), metrics_at(6)
   chex.assert_trees_all_equal(one, again)
@@ -101,11 +94,10 @@ def test_every_parameter_is_trained(name):
   experiment = tiny.make(name)
   state, images = start(experiment)
   before = jax.device_get(state.variables.params)
-  order = data.two_epochs(jax.random.key(0), 0, len(images))
   step = experiment.make_train_step()
   # In the first, blocks that start as the identity pass no gradient inside.
   for _ in range(3):
-    state, _ = step(state, images, order, np.int32(0))
+    state, _ = step(state, images[:16])
   for (path, old), new in zip(
       jax.tree.leaves_with_path(before),
       jax.tree.leaves(state.variables.params),
@@ -121,7 +113,7 @@ def test_codebook_starts_at_the_means_of_latents(name):
   # The same images, through the same networks, are nearer to the codebook than
   # to any random one of that scale.
   h, _ = model.encode(
-      state.variables, data.to_unit(images[:64]), train=True
+      state.variables, autoencoder.to_unit(images[:64]), train=True
   )
   z_hat = h[..., :4].reshape(-1, 4)
   codebook = state.variables.params['quantizer']['codebook']
@@ -158,14 +150,10 @@ def test_fresh_entries_lose_their_moments():
       model,
       optimizer,
       images,
-      kmeans_images=8,
       kmeans_iterations=2,
   )
-  step = train_step.make_train_step(
-      model, optimizer, lambda _: 1.0, distributed.data_mesh(), 8
-  )
-  order = data.two_epochs(jax.random.key(0), 0, 32)
-  state, _ = step(state, images, order, np.int32(0))
+  step = train_step.make_train_step(model, optimizer, lambda _: 1.0)
+  state, _ = step(state, images[:16])
   codebook = state.variables.params['quantizer']['codebook']
   np.testing.assert_array_equal(codebook[3], 7.0)
   adam = state.opt_state[0]
