@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from gmvq_jax import numerics
 
+# More distances than this are not held at a time: 256 MiB.
+_MAX_DISTANCES = 2**26
+
 
 def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
   """Returns the code of the nearest codeword, `[...]` int32.
@@ -19,7 +22,16 @@ def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
     points: `[..., L]`.
     codebook: `[C, L]`. Of codewords at equal distance the first wins.
   """
-  return jnp.argmin(_distances(points, codebook), axis=-1).astype(jnp.int32)
+
+  def nearest(points):
+    return jnp.argmin(_distances(points, codebook), axis=-1).astype(jnp.int32)
+
+  rows = points.reshape(-1, points.shape[-1])
+  if len(rows) * len(codebook) <= _MAX_DISTANCES:
+    return nearest(points)
+  at_once = max(_MAX_DISTANCES // len(codebook), 1)
+  codes = jax.lax.map(nearest, rows, batch_size=at_once)
+  return codes.reshape(points.shape[:-1])
 
 
 def code_counts(
@@ -82,9 +94,36 @@ def kmeans(
   centroids = _kmeans_plus_plus(key, points, weights, num_clusters)
 
   centroids = jax.lax.fori_loop(
-      0, num_iterations, lambda _, c: _lloyd(points, weights, c), centroids
+      0, num_iterations, lambda _, c: lloyd(points, weights, c), centroids
   )
   return centroids, nearest_codes(points, centroids)
+
+
+@jax.jit
+def lloyd(
+    points: jax.Array, weights: jax.Array, centroids: jax.Array
+) -> jax.Array:
+  """Returns centroids `[C, L]` after one of Lloyd's iterations.
+
+  Args:
+    points: `[N, L]`.
+    weights: `[N]`, of their type; those of weight 0 do not count.
+    centroids: `[C, L]`. An empty cluster is re-seeded at the point farthest
+      from its centroid.
+  """
+  assignments = nearest_codes(points, centroids)
+  counts = jnp.zeros(len(centroids), points.dtype).at[assignments].add(weights)
+  sums = jnp.zeros_like(centroids).at[assignments].add(
+      points * weights[:, None]
+  )
+  means = sums / jnp.where(counts > 0, counts, 1)[:, None]
+  # The k-th empty cluster takes the k-th worst represented point.
+  empty = counts == 0
+  distance = jnp.sum(jnp.square(points - centroids[assignments]), axis=-1)
+  distance = jnp.where(weights > 0, distance, -1)
+  _, worst = jax.lax.top_k(distance, len(centroids))
+  rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
+  return jnp.where(empty[:, None], points[worst[rank]], means)
 
 
 def _kmeans_plus_plus(key, points, weights, num_clusters):
@@ -110,23 +149,6 @@ def _kmeans_plus_plus(key, points, weights, num_clusters):
       1, num_clusters, pick, (centroids.at[0].set(first), distance)
   )
   return centroids
-
-
-def _lloyd(points, weights, centroids):
-  """Moves centroids to the means of their points, an empty one to the worst."""
-  assignments = nearest_codes(points, centroids)
-  counts = jnp.zeros(len(centroids), points.dtype).at[assignments].add(weights)
-  sums = jnp.zeros_like(centroids).at[assignments].add(
-      points * weights[:, None]
-  )
-  means = sums / jnp.where(counts > 0, counts, 1)[:, None]
-  # The k-th empty cluster takes the k-th worst represented point.
-  empty = counts == 0
-  distance = jnp.sum(jnp.square(points - centroids[assignments]), axis=-1)
-  distance = jnp.where(weights > 0, distance, -1)
-  _, worst = jax.lax.top_k(distance, len(centroids))
-  rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
-  return jnp.where(empty[:, None], points[worst[rank]], means)
 
 
 def _distances(points, codebook):

@@ -37,6 +37,8 @@ def default_config() -> ConfigDict:
       'weight_decay': 1e-4,
       'adam_b1': 0.9,
       'adam_b2': 0.95,
+      # Augmentation: mirror half of the training images, at random.
+      'random_flip': False,
       # mse, l1, or MODULE:FUNCTION; see losses.py.
       'reconstruction_loss': 'mse',
       # Evaluate with a moving average of the parameters (0: with the last).
@@ -65,8 +67,6 @@ def default_config() -> ConfigDict:
           'channels': 3,
           'bad_images': 'skip',
           'keep': 'auto',
-          # Augmentation: mirror half of the training images.
-          'flip': False,
       },
       'network': {
           'width': 64,

@@ -6,6 +6,7 @@ it holds.
 
 from collections.abc import Callable
 from typing import Any
+from typing import NamedTuple
 
 import dm_pix
 import jax
@@ -22,6 +23,18 @@ EvalStep = Callable[..., dict[str, jax.Array]]
 
 # The window of SSIM, where images are large enough for it (Wang 2004).
 _SSIM_WINDOW = 11
+
+
+class Evaluation(NamedTuple):
+  """What is known of a model on a split.
+
+  Attributes:
+    metrics: see `evaluate`.
+    code_counts: `[C]`, over all positions of the split.
+  """
+
+  metrics: dict[str, float]
+  code_counts: np.ndarray
 
 
 def make_eval_step(model: autoencoder.Autoencoder, mesh: Mesh) -> EvalStep:
@@ -67,7 +80,7 @@ def evaluate(
     images: data.Images,
     *,
     batch_size: int = 256,
-) -> dict[str, float]:
+) -> Evaluation:
   """Evaluates images.
 
   Args:
@@ -78,6 +91,7 @@ def evaluate(
       paper's, and the default, is 256.
 
   Returns:
+    How often each code occurs, and these metrics:
     - `mse`, on [0, 1], per pixel and channel; `psnr` of it in dB, `psnr_mean`
       the mean of each image's; `ssim`;
     - `perplexity` of the codes and `soft_perplexity` of the posterior, averaged
@@ -92,7 +106,8 @@ def evaluate(
     batch, mask = pad(images[start : start + batch_size], batch_size)
     sums.append(eval_step(variables, batch, mask))
   sums = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(sums))
-  return _summarise(sums, batch_size)
+  counts = sum(s['hard_counts'] for s in sums)
+  return Evaluation(summarise(sums, batch_size), counts)
 
 
 def make_calibrate(
@@ -157,8 +172,10 @@ def pad(images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
   return np.concatenate([images, images[-1:].repeat(missing, axis=0)]), mask
 
 
-def _summarise(sums, batch_size):
-  """Turns the sums of batches into metrics."""
+def summarise(
+    sums: list[dict[str, np.ndarray]], batch_size: int
+) -> dict[str, float]:
+  """Turns the sums of batches, as an `EvalStep` gives them, into metrics."""
   count = sum(s['count'] for s in sums)
   hard = sum(s['hard_counts'] for s in sums)
   soft = sum(s['soft_counts'] for s in sums)

@@ -16,11 +16,8 @@ from gmvq_jax import evaluate
 from gmvq_jax import losses
 from gmvq_jax import networks
 from gmvq_jax import quantizers
-from gmvq_jax import report
 from gmvq_jax import schedules
 from gmvq_jax import train_step
-
-_PICTURED = 32
 
 
 def make_model(config: ConfigDict, channels: int) -> autoencoder.Autoencoder:
@@ -69,7 +66,7 @@ class Experiment:
     config_lib.validate(config)
     self._loss = losses.get(config.reconstruction_loss)
     self.config = config
-    self.splits, self._on_device = data.load(**_source(config.data))
+    self.splits, self._on_device = data.load(**config.data)
     image_shape = self.splits.train.shape[1:]
     config_lib.validate_data(
         config, image_shape, len(self.splits.train), jax.device_count()
@@ -154,7 +151,7 @@ class Experiment:
         ),
         reconstruction_loss=self._loss,
         ema_decay=self.config.ema_decay,
-        flip=self.config.data.flip,
+        flip=self.config.random_flip,
     )
 
   def calibrate(self, state: train_step.TrainState) -> train_step.TrainState:
@@ -174,8 +171,8 @@ class Experiment:
 
   def evaluate(
       self, state: train_step.TrainState, split: str
-  ) -> dict[str, float]:
-    """Returns the metrics of a split; see `evaluate.evaluate`."""
+  ) -> evaluate.Evaluation:
+    """Evaluates a split; see `evaluate.evaluate`."""
     return evaluate.evaluate(
         self._eval_step,
         state.eval_variables,
@@ -183,20 +180,21 @@ class Experiment:
         batch_size=self.config.eval_batch_size,
     )
 
-  def picture(self, state: train_step.TrainState, split: str) -> np.ndarray:
-    """Returns the first images of a split above their reconstructions."""
-    images = getattr(self.splits, split)[:_PICTURED]
-    decoded, _ = self._reconstruct(
+  def reconstruct(
+      self, state: train_step.TrainState, images: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images float `[n, H, W, channels]` and their codes `[n, h, w]`.
+
+    Args:
+      state: of this experiment.
+      images: uint8, like the result.
+    """
+    decoded, quantized = self._reconstruct(
         state.eval_variables, autoencoder.to_unit(jnp.asarray(images))
     )
-    return report.comparison(images, jax.device_get(decoded))
+    return jax.device_get((decoded, quantized.codes))
 
   def _some_training_images(self, count, seed):
     images = self.splits.train
     chosen = np.random.default_rng(seed).permutation(len(images))
     return images[np.sort(chosen[:count])]
-
-
-def _source(fields):
-  """Returns what says which images; the rest says what is done with them."""
-  return {name: value for name, value in fields.items() if name != 'flip'}

@@ -2,15 +2,18 @@
 
     python -m gmvq_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
     python -m gmvq_jax.main --mode=evaluate --workdir=runs/cifar10
+    python -m gmvq_jax.main --mode=report --workdir=runs/cifar10
 """
 
 import json
+import pathlib
 
 from absl import flags
 from ml_collections import config_flags
 
 from gmvq_jax import command_line
 from gmvq_jax import errors
+from gmvq_jax import results
 from gmvq_jax import train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -24,9 +27,10 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate'],
+    ['train', 'evaluate', 'report'],
     'train: start a run, or continue the one in --workdir. evaluate: print the'
-    ' test metrics of the best checkpoint in --workdir.',
+    ' test metrics of the best checkpoint in --workdir. report: write its'
+    ' report.html anew.',
 )
 
 
@@ -40,12 +44,22 @@ def main(argv: list[str]) -> None:
     )
   if not _WORKDIR.value:
     raise errors.UserError('--workdir is missing; give a directory for the run')
+  workdir, report = _WORKDIR.value, None
   if _MODE.value == 'evaluate':
-    summary = train.evaluate_workdir(_WORKDIR.value)
+    _print(results.evaluate_workdir(workdir))
+  elif _MODE.value == 'report':
+    report = results.report_workdir(workdir)
   else:
-    summary = train.run(_CONFIG.value, _WORKDIR.value)
-  if summary is not None:
-    print(json.dumps(summary, indent=2, sort_keys=True))
+    summary = train.run(_CONFIG.value, workdir)
+    if summary is not None:
+      _print(summary)
+      report = pathlib.Path(workdir).expanduser().resolve() / 'report.html'
+  if report:
+    print(f'Report: {report}')
+
+
+def _print(summary):
+  print(json.dumps(summary, indent=2, sort_keys=True))
 
 
 if __name__ == '__main__':

@@ -1,42 +1,194 @@
-"""Pictures of what a model does."""
+"""`report.html`: all there is to see of a run, on one page by itself."""
 
+import base64
+import importlib.metadata
+import json
+import math
 import pathlib
+import platform
+from typing import Any
+from typing import NamedTuple
 
+import jax
+import jinja2
 import numpy as np
-from PIL import Image
+
+from gmvq_jax import charts
+from gmvq_jax import config as config_lib
+from gmvq_jax import paper
+from gmvq_jax import pictures
+
+_PACKAGES = ('gmvq_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+_ENTROPIES = {
+    'posterior_entropy': 'H(q(c|x)), mean of positions',
+    'aggregated_entropy': 'H(q(c)), of the batch',
+}
+# What has a chart with others; everything else logged gets its own.
+_TOGETHER = {
+    'mse', 'perplexity', 'soft_perplexity', 'step', 'split', *_ENTROPIES,
+}  # fmt: skip
 
 
-def comparison(
-    originals: np.ndarray, reconstructions: np.ndarray, *, columns: int = 16
-) -> np.ndarray:
-  """Lays out originals in rows, each above the row of their reconstructions.
+class Contents(NamedTuple):
+  """What a report is made of.
 
-  Args:
-    originals: uint8 `[N, H, W, channels]`, of 1 or 3 channels.
-    reconstructions: like originals, but float in [0, 1].
-    columns: images in a row.
-
-  Returns:
-    uint8 `[rows, width, 3]`, on white, two pixels between images.
+  Attributes:
+    config: nested dict of the run's fields.
+    metrics: of the test split, as `summary.json` has them.
+    anchors: of `anchors.compute`.
+    records: the objects of `metrics.jsonl`.
+    images: uint8 `[n, H, W, channels]`, of the test split.
+    reconstructions: of the images, float in [0, 1].
+    codes: `[n, h, w]`, of the images.
+    codebook: `[C, L]`, what the decoder sees for each code.
+    code_counts: `[C]`, over the test split.
+    num_steps: of the whole run.
   """
-  restored = np.round(255 * np.asarray(reconstructions)).astype(np.uint8)
-  pairs = np.stack([originals, restored], axis=1)
-  missing = -len(pairs) % columns
-  pairs = np.pad(
-      pairs, [(0, missing)] + [(0, 0)] * 4, constant_values=255
-  )
-  pairs = np.pad(
-      pairs, [(0, 0), (0, 0), (2, 0), (2, 0), (0, 0)], constant_values=255
-  )
-  n, two, height, width, channels = pairs.shape
-  grid = pairs.reshape(n // columns, columns, two, height, width, channels)
-  grid = grid.transpose(0, 2, 3, 1, 4, 5)
-  grid = grid.reshape(-1, columns * width, channels)
-  return np.broadcast_to(grid, grid.shape[:2] + (3,))
+
+  config: dict[str, Any]
+  metrics: dict[str, Any]
+  anchors: dict[str, Any]
+  records: list[dict[str, Any]]
+  images: np.ndarray
+  reconstructions: np.ndarray
+  codes: np.ndarray
+  codebook: np.ndarray
+  code_counts: np.ndarray
+  num_steps: int
 
 
-def save_picture(path: pathlib.Path, picture: np.ndarray, *, zoom: int = 2):
-  """Writes uint8 `[H, W, 3]` as a PNG, its pixels `zoom` times as large."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
-  Image.fromarray(np.ascontiguousarray(picture)).save(path)
+def write(path: pathlib.Path, contents: Contents) -> None:
+  """Writes the page, whole or not at all."""
+  page = render(contents)
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(page)
+  temporary.replace(path)
+
+
+def render(contents: Contents) -> str:
+  """Returns the page."""
+  environment = jinja2.Environment(
+      loader=jinja2.PackageLoader('gmvq_jax'),
+      autoescape=True,
+      trim_blocks=True,
+      lstrip_blocks=True,
+      undefined=jinja2.StrictUndefined,
+  )
+  environment.filters |= {'png': _png_uri, 'svg': _svg_uri, 'sig': _significant}
+  flat = config_lib.flatten(contents.config)
+  defaults = config_lib.flatten(config_lib.default_config())
+  return environment.get_template('report.html').render(
+      data=contents.config['data']['name'],
+      quantizer=contents.config['quantizer']['name'],
+      metrics=contents.metrics,
+      anchors=contents.anchors,
+      paper=paper.TABLE_1.get(contents.config['data']['name'], {}),
+      num_codes=len(contents.codebook),
+      positions=contents.codes[0].size,
+      num_steps=contents.num_steps,
+      dissections=_dissections(contents),
+      code_charts=_code_charts(contents),
+      training_charts=_training_charts(contents.records, contents.codebook),
+      fields=[(k, v, v != defaults.get(k, v)) for k, v in sorted(flat.items())],
+      versions=_versions(),
+  )
+
+
+def _dissections(contents):
+  colours = pictures.code_colours(contents.codebook)
+  rows = zip(
+      contents.images, contents.reconstructions, contents.codes, strict=True
+  )
+  return [pictures.dissection(*row, colours) for row in rows]
+
+
+def _code_charts(contents):
+  drawn = [('usage histogram', charts.usage(contents.code_counts))]
+  if contents.codebook.shape[1] > 1:
+    chart = charts.codebook_map(contents.codebook, contents.code_counts)
+    drawn.append(('codebook in two dimensions', chart))
+  return drawn
+
+
+def _training_charts(records, codebook):
+  """Returns `(description, SVG)` of every curve."""
+  training = [r for r in records if 'split' not in r]
+  validation = [r for r in records if r.get('split') == 'validation']
+
+  def both(name):
+    curves = {
+        'training': _curve(training, name),
+        'validation': _curve(validation, name),
+    }
+    return {k: v for k, v in curves.items() if v[0]}
+
+  drawn = [
+      ('MSE', charts.curves('MSE', both('mse'), log=True)),
+      (
+          'perplexity',
+          charts.curves(
+              'Perplexity of codes, per batch',
+              both('perplexity')
+              | {'training, soft': _curve(training, 'soft_perplexity')},
+          ),
+      ),
+  ]
+  entropies = {
+      label: _curve(training, name) for name, label in _ENTROPIES.items()
+  }
+  entropies = {k: v for k, v in entropies.items() if v[0]}
+  if training:
+    steps = [training[0]['step'], training[-1]['step']]
+    entropies['log C'] = (steps, [math.log(len(codebook))] * 2)
+  drawn.append(('entropies', charts.curves('Entropies, nats', entropies)))
+  names = dict.fromkeys(name for record in training for name in record)
+  first = ('loss', 'reconstruction', 'latent', 'kl', 'temperature')
+  for name in sorted(names, key=lambda n: first.index(n) if n in first else 9):
+    if name not in _TOGETHER:
+      title = name.replace('_', ' ')
+      curve = {name: _curve(training, name)}
+      drawn.append((title, charts.curves(title, curve)))
+  return drawn
+
+
+def _curve(records, name):
+  """Returns steps and values of what is finite; the rest cannot be drawn."""
+  points = [
+      (r['step'], r[name])
+      for r in records
+      if name in r and math.isfinite(r[name])
+  ]
+  return [step for step, _ in points], [value for _, value in points]
+
+
+def _versions():
+  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  return found | {'python': platform.python_version(), 'devices': devices}
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the objects of `metrics.jsonl`, none if there is no such file."""
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _png_uri(picture):
+  return _uri('image/png', pictures.to_png(picture))
+
+
+def _svg_uri(text):
+  return _uri('image/svg+xml', text.encode())
+
+
+def _uri(kind, content):
+  return f'data:{kind};base64,{base64.b64encode(content).decode()}'
+
+
+def _significant(value, digits=3):
+  """Formats a number by its significant digits, without an exponent."""
+  if not value or not math.isfinite(value):
+    return f'{value:g}'
+  decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+  return f'{value:,.{decimals}f}'

@@ -1,7 +1,6 @@
 """A run: from a configuration to a work directory with a trained model."""
 
 import contextlib
-import hashlib
 import math
 import pathlib
 import signal
@@ -11,16 +10,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
 from gmvq_jax import checkpoint
 from gmvq_jax import config as config_lib
 from gmvq_jax import errors
 from gmvq_jax import experiment as experiment_lib
 from gmvq_jax import metrics as metrics_lib
+from gmvq_jax import pictures
 from gmvq_jax import progress
-from gmvq_jax import report
+from gmvq_jax import results
 from gmvq_jax import workdir as workdir_lib
+
+_PICTURED = 32
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
@@ -60,21 +61,6 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
       checkpoints.close()
 
 
-def evaluate_workdir(workdir: str) -> dict[str, Any]:
-  """Evaluates a run's best checkpoint on the test split.
-
-  Returns:
-    What `summary.json` holds, less the rate.
-
-  Raises:
-    errors.UserError: when there is no run or no checkpoint that can be read.
-  """
-  config = ConfigDict(workdir_lib.read_config(workdir))
-  experiment = experiment_lib.Experiment(config)
-  path = pathlib.Path(workdir).expanduser()
-  return _summary(experiment, checkpoint.Checkpoints(path))
-
-
 class _Outputs(NamedTuple):
   """Where the results of a run go."""
 
@@ -108,10 +94,12 @@ def _run(experiment, path, checkpoints):
     if step < num_steps:
       display.line(f'Stopped; saved step {step}. The same command continues.')
       return None
-    summary = _summary(experiment, checkpoints)
+    display.line('Evaluating on the test split and writing the report.')
+    summary = results.conclude(
+        experiment, path, checkpoints, display.images_per_second
+    )
     metrics = {k: v for k, v in summary.items() if isinstance(v, float)}
     writer.write(summary['step'], metrics, split='test')
-    summary['images_per_second'] = display.images_per_second
     workdir_lib.write_json(path / 'summary.json', summary)
     return summary
   finally:
@@ -213,22 +201,15 @@ def _read(experiment, step, metrics, outputs):
 
 def _validate(experiment, state, step, outputs):
   """Evaluates the validation split: metrics, a line, a picture."""
-  metrics = experiment.evaluate(state, 'validation')
+  metrics = experiment.evaluate(state, 'validation').metrics
   outputs.writer.write(step, metrics, split='validation')
   outputs.display.line(f'validation at step {step}: {_line(metrics)}')
-  picture = experiment.picture(state, 'validation')
+  images = experiment.splits.validation[:_PICTURED]
+  decoded, _ = experiment.reconstruct(state, images)
+  picture = pictures.comparison(images, decoded)
   outputs.writer.picture(step, 'validation', picture)
-  report.save_picture(
-      outputs.path / 'pictures' / f'step_{step:08}.png', picture
-  )
+  pictures.save(outputs.path / 'pictures' / f'step_{step:08}.png', picture)
   return metrics
-
-
-def _summary(experiment, checkpoints):
-  """Returns the test metrics of the best checkpoint, its step and its hash."""
-  state, step = checkpoints.restore_best(experiment.abstract_state())
-  metrics = experiment.evaluate(state, 'test')
-  return metrics | {'step': step, 'parameters_sha256': _hash(state.variables)}
 
 
 def _line(metrics):
@@ -238,17 +219,6 @@ def _line(metrics):
       f' ssim {metrics["ssim"]:.3f}  perplexity {metrics["perplexity"]:.1f} '
       f' codes used {metrics["codes_used"]:.1%}'
   )
-
-
-def _hash(variables):
-  """Returns the SHA-256 of parameters and quantizer state, in hexadecimal."""
-  digest = hashlib.sha256()
-  tree = (variables.params, variables.quantizer_state)
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    array = np.asarray(leaf)
-    name = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
-    digest.update(name.encode() + array.tobytes())
-  return digest.hexdigest()
 
 
 @contextlib.contextmanager

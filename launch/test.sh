@@ -9,6 +9,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/env.sh
 . launch/env.sh
-use_environment "[test]"
+use_environment "[quickstart,test]"
 ruff check .
 python -m pytest -q -n 2 "$@"

@@ -25,7 +25,7 @@ def bits(counts):
 def test_metrics_are_those_of_numpy(trained):
   """60 images in batches of 32: the second is padded, and counts as 28."""
   experiment, state = trained
-  metrics = experiment.evaluate(state, 'test')
+  metrics = experiment.evaluate(state, 'test').metrics
   images = experiment.splits.test
   decoded, quantized = experiment.model.reconstruct(
       state.eval_variables, autoencoder.to_unit(jnp.asarray(images))
@@ -76,11 +76,11 @@ def ssim(x, y):
 
 def test_batches_do_not_change_what_is_averaged_over_images(trained):
   experiment, state = trained
-  by_32 = experiment.evaluate(state, 'test')
+  by_32 = experiment.evaluate(state, 'test').metrics
   step = evaluate.make_eval_step(experiment.model, experiment.mesh)
   by_8 = evaluate.evaluate(
       step, state.eval_variables, experiment.splits.test, batch_size=8
-  )
+  ).metrics
   for name in ('mse', 'psnr', 'ssim', 'split_perplexity', 'bits_per_image'):
     assert by_8[name] == pytest.approx(by_32[name], rel=1e-5)
 
@@ -90,7 +90,7 @@ def test_a_split_smaller_than_a_batch_is_evaluated(trained):
   step = evaluate.make_eval_step(experiment.model, experiment.mesh)
   metrics = evaluate.evaluate(
       step, state.eval_variables, experiment.splits.test[:3], batch_size=8
-  )
+  ).metrics
   assert metrics['perplexity'] == pytest.approx(metrics['split_perplexity'])
 
 

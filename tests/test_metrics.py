@@ -1,8 +1,6 @@
-"""metrics.jsonl and the display."""
+"""metrics.jsonl."""
 
 import json
-
-import pytest
 
 from gmvq_jax import metrics
 
@@ -28,29 +26,3 @@ def test_continuing_drops_what_will_be_written_again(tmp_path):
       {'step': 2, 'loss': 1.0},
       {'step': 3, 'loss': 9.0},
   ]
-
-
-def test_display_prints_lines_without_a_terminal(capsys, monkeypatch):
-  clock = iter(range(100))
-  monkeypatch.setattr(metrics.time, 'perf_counter', lambda: next(clock))
-  display = metrics.Display(num_steps=3700, step=0, images_per_step=10)
-  for step in range(1, 12):
-    display.advance(step)
-  assert display.images_per_second == pytest.approx(10)
-  display.metrics({'loss': 0.5, 'temperature': 2.0})
-  line = capsys.readouterr().out.strip()
-  assert line == (
-      'step 11/3700  10 images/s  1:01:29 left  loss 0.5  temperature 2'
-  )
-
-
-def test_display_does_not_count_pauses(monkeypatch):
-  times = iter([0, 1, 100, 101])
-  monkeypatch.setattr(metrics.time, 'perf_counter', lambda: next(times))
-  display = metrics.Display(num_steps=10, step=0, images_per_step=4)
-  display.advance(1)
-  display.advance(2)
-  display.pause()
-  display.advance(3)
-  display.advance(4)
-  assert display.images_per_second == pytest.approx(4)

@@ -164,7 +164,7 @@ def _divide(name, path, files):
 
 
 def _split_of(file_name):
-  digest = hashlib.sha256(file_name.encode()).digest()
+  digest = hashlib.sha256(os.fsencode(file_name)).digest()
   share = int.from_bytes(digest[:8]) / 2**64
   if share < 0.8:
     return 'train'

@@ -83,8 +83,8 @@ def load(
     _refuse(name, crop=crop)
     parts = photographs.load(size or 32, channels)
   elif name == 'cifar10' and cifar10.wanted(dir):
-    parts = cifar10.load((train, validation, test))
     _refuse(name, crop=crop, size=size)
+    parts = cifar10.load((train, validation, test))
   else:
     parts = tfds.load(name, dir, (train, validation, test), shape)
   splits = Splits(*parts)
@@ -124,5 +124,6 @@ def _check(name, splits):
   if len(shapes) > 1:
     raise errors.UserError(
         f'data.name={name!r}: its splits hold images of different shapes:'
-        f' {sorted(shapes)}; they must be alike'
+        f' {sorted(shapes)}; they must be alike, and those of TensorFlow'
+        ' Datasets are made so by --config.data.size=SIDE'
     )

@@ -13,14 +13,14 @@ from gmvq_jax.data import pixels
 _SPLITS = (
     (
         'skimage/data/astronaut.png',
-        'skimage/data/chelsea.png',
         'skimage/data/hubble_deep_field.jpg',
         'skimage/data/motorcycle_left.png',
         'skimage/data/retina.jpg',
+        'skimage/data/rocket.jpg',
         'sklearn/datasets/images/flower.jpg',
     ),
     ('skimage/data/coffee.png',),
-    ('skimage/data/rocket.jpg', 'sklearn/datasets/images/china.jpg'),
+    ('skimage/data/chelsea.png', 'sklearn/datasets/images/china.jpg'),
 )
 _COUNTS = (8192, 512, 1024)
 _SCALES = (1, 2, 4)

@@ -48,12 +48,11 @@ def from_image(image: Image.Image, shape: Shape) -> np.ndarray:
     white = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(white, image)
   image = image.convert(_MODES[shape.channels])
-  window = _window(image.size, shape)
+  # Not `resize(box=...)`, which sees what lies outside of the box.
+  image = image.crop(_window(image.size, shape))
   if shape.size:
     size = (shape.size, shape.size)
-    image = image.resize(size, Image.Resampling.BILINEAR, box=window)
-  else:
-    image = image.crop(window)
+    image = image.resize(size, Image.Resampling.BILINEAR)
   return np.asarray(image).reshape(image.height, image.width, shape.channels)
 
 

@@ -121,6 +121,7 @@ def write_cached(path: pathlib.Path, write: Callable[[Any], None]) -> None:
     os.replace(temporary, path)
   except OSError as error:
     _LOGGER.warning('%s is not cached: %s', path.name, error)
+  finally:
     if temporary and os.path.exists(temporary):
       os.unlink(temporary)
 
@@ -139,5 +140,12 @@ def remember(name: str, identity: str, compute: Callable[[], Any]) -> Any:
 
 def identity_of_files(paths: list[pathlib.Path]) -> str:
   """Returns what changes when a file is added, removed or written."""
-  stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-  return repr(stats)
+  return repr([(str(path), *_size_and_time(path)) for path in paths])
+
+
+def _size_and_time(path):
+  try:
+    stat = path.stat()
+  except OSError:  # Such as a link to nothing.
+    return ()
+  return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,110 @@
+"""Charts, as SVG: the only file that knows Matplotlib."""
+
+from collections.abc import Mapping
+import io
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+import numpy as np
+
+from gmvq_jax import pictures
+
+_SIZE = (4.6, 2.7)  # Inches.
+_STYLE = {
+    'axes.edgecolor': '#888888',
+    'axes.grid': True,
+    'axes.prop_cycle': (
+        # Okabe and Ito's colours, told apart by the colour-blind too.
+        "cycler('color', ['0072B2', 'D55E00', '009E73', 'CC79A7', 'E69F00'])"
+    ),
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'axes.titlelocation': 'left',
+    'axes.titlesize': 10,
+    'font.family': 'sans-serif',
+    'font.size': 9,
+    'grid.color': '#e6e6e6',
+    'legend.frameon': False,
+    'lines.linewidth': 1.4,
+    # Letters stay letters: they can be searched, and files are small.
+    'svg.fonttype': 'none',
+}
+
+Curves = Mapping[str, tuple[list[float], list[float]]]
+
+
+def curves(title: str, series: Curves, *, log: bool = False) -> str:
+  """Draws values against steps.
+
+  Args:
+    title: of the chart.
+    series: by name, steps and values; those of few points are marked.
+    log: whether values are on a logarithmic axis.
+  """
+  with rc_context(_STYLE):
+    figure, axes = _axes(title, 'step')
+    for name, (steps, values) in series.items():
+      marker = 'o' if len(steps) < 30 else None
+      axes.plot(steps, values, label=name, marker=marker, markersize=3)
+    if log and all(min(v, default=0) > 0 for _, v in series.values()):
+      axes.set_yscale('log')
+    if len(series) > 1:
+      axes.legend()
+    return _svg(figure)
+
+
+def usage(counts: np.ndarray) -> str:
+  """Draws the share of positions of each code, the most frequent first.
+
+  Args:
+    counts: `[C]`, how often each code occurs.
+  """
+  shares = np.sort(counts)[::-1] / counts.sum()
+  with rc_context(_STYLE):
+    figure, axes = _axes('How often each code is used', 'codes, by rank')
+    axes.fill_between(np.arange(len(shares)), shares, step='mid', alpha=0.8)
+    even = 1 / len(shares)
+    axes.axhline(even, color='#666666', linewidth=1, linestyle='--')
+    axes.text(len(shares), even, 'all alike ', ha='right', va='bottom')
+    axes.set_ylabel('share of positions')
+    axes.set_xlim(0, len(shares))
+    axes.set_ylim(0, None)
+    return _svg(figure)
+
+
+def codebook_map(codebook: np.ndarray, counts: np.ndarray) -> str:
+  """Draws codewords in the plane of their two principal components.
+
+  Args:
+    codebook: `[C, L]`, L at least 2.
+    counts: `[C]`, how often each code occurs: the area of its dot; a cross
+      where it does not.
+  """
+  along, shares = pictures.principal(codebook, 2)
+  used = counts > 0
+  size = 4 + 40 * counts / max(counts.max(), 1)
+  colours = pictures.code_colours(codebook) / 255
+  with rc_context(_STYLE):
+    figure, axes = _axes('The codebook', f'first component ({shares[0]:.0%})')
+    axes.set_ylabel(f'second component ({shares[1]:.0%})')
+    axes.scatter(
+        *along[used].T, s=size[used], c=colours[used], linewidths=0, alpha=0.85
+    )
+    axes.scatter(
+        *along[~used].T, s=12, c='#999999', marker='x', linewidths=0.8
+    )
+    return _svg(figure)
+
+
+def _axes(title, xlabel):
+  figure = Figure(figsize=_SIZE, layout='constrained')
+  axes = figure.add_subplot()
+  axes.set_title(title)
+  axes.set_xlabel(xlabel)
+  return figure, axes
+
+
+def _svg(figure):
+  buffer = io.StringIO()
+  figure.savefig(buffer, format='svg', metadata={'Date': None})
+  return buffer.getvalue()
