@@ -64,13 +64,13 @@ class Experiment:
       errors.UserError: for whatever does not fit.
     """
     config_lib.validate(config)
-    self._loss = losses.get(config.reconstruction_loss)
     self.config = config
     self.splits, self._on_device = data.load(**config.data)
     image_shape = self.splits.train.shape[1:]
     config_lib.validate_data(
         config, image_shape, len(self.splits.train), jax.device_count()
     )
+    self._loss = losses.get(config.reconstruction_loss, image_shape)
     self.num_steps = config_lib.num_steps(config, len(self.splits.train))
     self.mesh = distributed.data_mesh()
     self.model = make_model(config, channels=image_shape[-1])

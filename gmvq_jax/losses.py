@@ -29,12 +29,13 @@ def l1(decoded: jax.Array, images: jax.Array) -> jax.Array:
 LOSSES = {'mse': mse, 'l1': l1}
 
 
-def get(name: str) -> Loss:
+def get(name: str, image_shape: tuple[int, int, int]) -> Loss:
   """Returns the loss of a name.
 
   Args:
     name: `mse`, `l1`, or `MODULE:FUNCTION`, a loss of the user's, such as a
       perceptual one.
+    image_shape: `(H, W, channels)` of the images it is for.
 
   Raises:
     errors.UserError: when there is none, or it does not return `[B]`.
@@ -50,7 +51,7 @@ def get(name: str) -> Loss:
     )
   try:
     loss = getattr(importlib.import_module(module), function)
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     result = jax.eval_shape(loss, images, images)
   except Exception as error:  # It is the user's code.
     reason = ' '.join(str(error).split())[:200]

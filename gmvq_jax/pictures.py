@@ -56,7 +56,7 @@ def dissection(
     uint8 `[H, 4 W + gaps, 3]`. The difference is twice as strong as it is, on
     grey where there is none.
   """
-  difference = 0.5 + reconstruction - original / 255
+  difference = 0.5 + 2 * (reconstruction - original / 255)
   height, width = original.shape[:2]
   code_map = Image.fromarray(colours[codes])
   code_map = code_map.resize((width, height), Image.Resampling.NEAREST)

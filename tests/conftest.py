@@ -8,6 +8,8 @@ _CACHE = pathlib.Path(tempfile.gettempdir()) / f'gmvq_jax-tests-{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Nobody's own cache is read or written.
+os.environ['XDG_CACHE_HOME'] = str(_CACHE / 'data')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 # Eight devices on a busy machine may keep each other waiting for long.
 os.environ['XLA_FLAGS'] = (

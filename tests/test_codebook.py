@@ -88,7 +88,7 @@ def test_an_empty_cluster_moves_to_the_worst_represented_point():
   points = jnp.asarray([[0.0], [0.2], [3.0], [5.0], [99.0]])
   weights = jnp.asarray([1.0, 1.0, 1.0, 1.0, 0.0])
   centroids = jnp.zeros((3, 1))
-  moved = codebook._lloyd(points, weights, centroids)
+  moved = codebook.lloyd(points, weights, centroids)
   np.testing.assert_allclose(moved[:, 0], [8.2 / 4, 5.0, 3.0], rtol=1e-6)
 
 
@@ -157,3 +157,12 @@ def sizes(jaxpr):
 def test_more_clusters_than_points_are_refused():
   with pytest.raises(ValueError, match='num_clusters=9 is more than the 4'):
     gmvq_jax.kmeans(jax.random.key(0), jnp.zeros((4, 2)), 9)
+
+
+def test_many_distances_are_searched_in_parts(rng, monkeypatch):
+  points = rng.normal(size=(7, 30, 4)).astype(np.float32)
+  rows = rng.normal(size=(50, 4)).astype(np.float32)
+  whole = codebook.nearest_codes(points, rows)
+  for limit in (1, 50, 999):
+    monkeypatch.setattr(codebook, '_MAX_DISTANCES', limit)
+    np.testing.assert_array_equal(codebook.nearest_codes(points, rows), whole)

@@ -334,6 +334,7 @@ def bad(folder):
 
 
 def test_bad_files_are_named_skipped_and_counted(folder, bad, caplog):
+  caplog.set_level(logging.INFO, 'gmvq_jax')
   for _ in range(2):  # Also when it is known from the last time.
     assert [len(images) for images in load(folder)] == [1, 1, 1]
     lines = said(caplog)
@@ -342,7 +343,9 @@ def test_bad_files_are_named_skipped_and_counted(folder, bad, caplog):
     for line, path in zip(lines, bad, strict=True):
       assert line.startswith(f'Skipped {path}: ')
       assert '\n' not in line
-    assert '32 bits per channel (mode F)' in ''.join(lines)
+    reasons = ''.join(lines)
+    assert "cannot be read (cannot identify image file 'it')" in reasons
+    assert '32 bits per channel (mode F)' in reasons
     caplog.clear()
 
 

@@ -101,6 +101,8 @@ def test_killed_runs_continue_exactly(name, tmp_path):
   assert without_rate(summaries[0]) == without_rate(summaries[1])
   assert records(whole) == records(parts)
 
+  assert result.stdout.endswith(f'Report: {parts}/report.html\n')
+
   # And what is there can be evaluated, with nothing but its directory.
   result = call('--mode=evaluate', f'--workdir={parts}')
   assert result.returncode == 0, result.stderr
@@ -137,6 +139,66 @@ def test_two_runs_do_not_share_a_directory(name, tmp_path):
     out, err = first.communicate(timeout=60)
   assert first.returncode == 0, err
   assert 'The same command continues.' in out
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 5 MiB."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=5m', 'tmpfs', str(disk)]
+  if subprocess.run(mount, capture_output=True).returncode:
+    pytest.skip('not allowed to mount')
+  yield disk
+  subprocess.run(['umount', '-l', str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(name, tmp_path, small_disk):
+  """Room for some checkpoints; after room is made the run ends as any other."""
+  flags = [
+      CIFAR10,
+      *tiny.flags(name, num_steps=40, quantizer__num_codes=4096,
+                  kmeans__images=300, quantizer__dim=64),
+  ]
+  result = call(*flags, f'--workdir={small_disk}/run')
+  assert result.returncode, result.stdout
+  (line,) = result.stderr.splitlines()
+  assert line.startswith('error: ')
+  assert 'No space left' in line or 'checkpoint cannot be written' in line
+  larger = ['mount', '-o', 'remount,size=200m', str(small_disk)]
+  subprocess.run(larger, check=True)
+  result = call(*flags, f'--workdir={small_disk}/run')
+  assert result.returncode == 0, result.stderr
+  whole = call(*flags, f'--workdir={tmp_path}/whole')
+  assert whole.returncode == 0, whole.stderr
+  summaries = [
+      json.loads((d / 'summary.json').read_text())
+      for d in (small_disk / 'run', tmp_path / 'whole')
+  ]
+  assert without_rate(summaries[0]) == without_rate(summaries[1])
+
+
+def test_a_read_only_disk_is_one_line(name, small_disk):
+  read_only = ['mount', '-o', 'remount,ro', str(small_disk)]
+  subprocess.run(read_only, check=True)
+  flags = [CIFAR10, *tiny.flags(name), f'--workdir={small_disk}/run']
+  assert_one_line(call(*flags), 'cannot be written to')
+
+
+def test_the_first_run_needs_nothing(tmp_path):
+  """The configuration of the README's first command, made short."""
+  pytest.importorskip('sklearn')
+  result = call(
+      '--config=configs/quickstart.py',
+      f'--workdir={tmp_path}/run',
+      '--config.num_steps=3',
+      '--config.network.width=8',
+      '--config.quantizer.num_codes=16',
+      XDG_CACHE_HOME=str(tmp_path),
+  )
+  assert result.returncode == 0, result.stderr
+  assert '8192 images' in result.stdout
+  assert result.stdout.endswith(f'Report: {tmp_path}/run/report.html\n')
 
 
 def assert_one_line(result, message):

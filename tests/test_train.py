@@ -15,6 +15,7 @@ from gmvq_jax import checkpoint
 from gmvq_jax import config as config_lib
 from gmvq_jax import errors
 from gmvq_jax import experiment
+from gmvq_jax import results
 from gmvq_jax import schedules
 from gmvq_jax import train
 
@@ -53,10 +54,11 @@ def test_what_a_run_leaves_behind(name, tmp_path, capsys):
     if 'split' not in record:
       assert {'loss', 'mse', 'latent', 'kl', 'learning_rate'} <= set(record)
   assert list((workdir / 'tensorboard').iterdir())
+  assert '<!doctype html>' in (workdir / 'report.html').read_text()
   picture = Image.open(workdir / 'pictures' / 'step_00000012.png')
   assert picture.size == (2 * 16 * 18, 2 * 4 * 18)
   # Evaluating it again gives the same.
-  again = train.evaluate_workdir(str(workdir))
+  again = results.evaluate_workdir(str(workdir))
   for key in set(again):
     assert again[key] == summary[key]
   assert 'validation at step 12: mse' in capsys.readouterr().out
@@ -244,3 +246,33 @@ def test_a_seed_is_a_run(name, tmp_path):
       for run, seed in (('a', 0), ('b', 0), ('c', 1))
   ]
   assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_run_has_a_report_before_its_end(name, tmp_path):
+  """And it is the same as at the end, where nothing else was learnt."""
+  workdir = tmp_path / 'run'
+  train.run(tiny.config(name), str(workdir))
+  at_the_end = (workdir / 'report.html').read_text()
+  (workdir / 'report.html').unlink()
+  assert results.report_workdir(str(workdir)) == workdir / 'report.html'
+  # The last line of metrics.jsonl, of the test split, has no curve.
+  assert (workdir / 'report.html').read_text() == at_the_end
+  (workdir / 'summary.json').unlink()
+  (workdir / 'metrics.jsonl').unlink()
+  results.report_workdir(str(workdir))
+  assert not (workdir / 'summary.json').exists()
+  with pytest.raises(errors.UserError, match='holds no config.json'):
+    results.report_workdir(str(tmp_path))
+
+
+def test_starting_from_averaged_parameters(name, tmp_path):
+  """With an average there and none here, and the other way round."""
+  for there, here in ((0.9, 0.0), (0.0, 0.9)):
+    first = tmp_path / f'first {there}'
+    summary = train.run(tiny.config(name, ema_decay=there), str(first))
+    config = tiny.config(
+        name, init_from=str(first), ema_decay=here, num_steps=1,
+        learning_rate=1e-12,
+    )  # fmt: skip
+    second = train.run(config, str(tmp_path / f'second {here}'))
+    assert second['mse'] == pytest.approx(summary['mse'], rel=1e-3)

@@ -162,3 +162,80 @@ def test_fresh_entries_lose_their_moments():
     np.testing.assert_array_equal(of_codebook[3], 0)
     assert np.all(np.abs(of_codebook[:3]).max(axis=1) > 0)
     assert np.abs(jax.tree.leaves(moment['encoder'])[0]).max() > 0
+
+
+def test_the_average_of_parameters_is_its_closed_form(name):
+  """Weights of 1 - d_t times the later d's; the first are small, to forget."""
+  experiment = tiny.make(name, ema_decay=0.3)
+  state, images = start(experiment)
+
+  def leaf(state):
+    return np.asarray(state.variables.params['quantizer']['codebook'])
+
+  def average(state):
+    return np.asarray(state.ema_params['quantizer']['codebook'])
+
+  np.testing.assert_array_equal(average(state), leaf(state))
+  expected = leaf(state)
+  step = experiment.make_train_step()
+  for i in range(6):
+    state, _ = step(state, images[:16])
+    decay = min(0.3, (1 + i) / (10 + i))
+    expected = decay * expected + (1 - decay) * leaf(state)
+    np.testing.assert_allclose(average(state), expected, rtol=1e-5, atol=1e-7)
+  assert not np.allclose(average(state), leaf(state), rtol=1e-3)
+  used = state.eval_variables.params['quantizer']['codebook']
+  np.testing.assert_array_equal(average(state), used)
+
+
+def test_an_average_changes_evaluation_and_not_training(name):
+  hashes, errors = [], []
+  for decay in (0.0, 0.9):
+    experiment = tiny.make(name, ema_decay=decay)
+    state, images = start(experiment)
+    step = experiment.make_train_step()
+    for _ in range(5):
+      state, _ = step(state, images[:16])
+    state = experiment.calibrate(state)
+    hashes.append(jax.device_get(state.variables))
+    errors.append(experiment.evaluate(state, 'test').metrics['mse'])
+  chex.assert_trees_all_equal(*hashes)
+  assert errors[0] != errors[1]
+
+
+def test_half_of_the_images_are_mirrored(rng):
+  images = jnp.asarray(rng.uniform(size=(400, 4, 6, 3)))
+  flipped = train_step._flip_some(jax.random.key(0), images)
+  same = np.all(np.isclose(flipped, images), axis=(1, 2, 3))
+  mirrored = np.all(np.isclose(flipped, images[:, :, ::-1]), axis=(1, 2, 3))
+  assert np.all(same ^ mirrored)
+  assert 150 < mirrored.sum() < 250
+
+
+def test_mirroring_is_a_field(name):
+  """The same state and batch, with mirroring and without."""
+  losses = []
+  for flip in (False, True):
+    experiment = tiny.make(name, random_flip=flip)
+    state, images = start(experiment)
+    _, metrics = experiment.make_train_step()(state, images[:16])
+    losses.append(float(metrics['loss']))
+  assert losses[0] != losses[1]
+
+
+def test_the_reconstruction_loss_is_a_field(name):
+  """The loss is it and the quantizer's terms; the MSE is reported anyway."""
+  for loss in ('mse', 'l1'):
+    experiment = tiny.make(name, reconstruction_loss=loss)
+    state, images = start(experiment)
+    _, metrics = experiment.make_train_step()(state, images[:16])
+    metrics = {k: float(v) for k, v in metrics.items()}
+    positions, data_dim = 16, 16 * 16 * 3
+    terms = 0.01 * (metrics['latent'] + 10 * metrics['kl'])
+    np.testing.assert_allclose(
+        metrics['loss'],
+        metrics['reconstruction'] + terms * positions / data_dim,
+        rtol=1e-5,
+    )
+    same = np.isclose(metrics['reconstruction'], metrics['mse'])
+    assert same == (loss == 'mse')

@@ -72,10 +72,11 @@ def load(
   if images is None:
     images = _unpack(_archive(url, md5))
     sources.write_cached(cached, lambda file: np.savez(file, **images))
-  return tuple(
-      images[name][_bound(start, images[name]) : _bound(stop, images[name])]
-      for name, start, stop in ranges
-  )
+  parts = []
+  for name, start, stop in ranges:
+    count = len(images[name])
+    parts.append(images[name][_bound(start, count) : _bound(stop, count)])
+  return tuple(parts)
 
 
 def _parse(split):
@@ -89,10 +90,19 @@ def _parse(split):
   return match.groups()
 
 
-def _bound(text, images):
-  if text is None or not text.endswith('%'):
-    return text and int(text)
-  return round(len(images) * int(text[:-1]) / 100)
+def _bound(text, count):
+  """Returns one of the bounds as a number of images."""
+  if text is None:
+    return None
+  bound = int(text.rstrip('%'))
+  if text.endswith('%'):
+    bound = round(count * bound / 100)
+  if abs(bound) > count:
+    raise errors.UserError(
+        f"data: a split of 'cifar10' has the bound {text!r}, out of its {count}"
+        ' images; give one within'
+    )
+  return bound
 
 
 def _archive(url, md5):
@@ -113,12 +123,12 @@ def _download(url):
   chunks = []
   try:
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
-      size = int(response.headers['Content-Length'])
+      size = int(response.headers.get('Content-Length', 0))
       text = f'Downloading CIFAR10 ({size / 1e6:.0f} MB)'
       _LOGGER.info('%s from %s.', text, url)
       for _ in progress.track(range(math.ceil(size / _CHUNK)), text):
         chunks.append(response.read(_CHUNK))
-  except (OSError, http.client.HTTPException, TypeError, ValueError) as error:
+  except (OSError, http.client.HTTPException, ValueError) as error:
     raise _not_here(f'{url}: {error}') from error
   content = b''.join(chunks)
   if len(content) != size:

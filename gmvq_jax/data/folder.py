@@ -48,7 +48,8 @@ def load(
     raise errors.UserError(
         f'data.name={name}: there is no such folder; give one that holds images'
     )
-  files = _find(path)
+  splits = _splits(name, path)
+  files = _find(path, splits)
   if not files:
     raise errors.UserError(
         f'data.name={name}: holds no image files (such as .png, .jpg, .webp);'
@@ -57,7 +58,7 @@ def load(
   identity = f'{sources.identity_of_files(files)} {shape}'
   checked = sources.remember(name, identity, lambda: _check(files, shape))
   good = _usable(name, files, checked, skip_bad)
-  parts = _divide(name, path, good)
+  parts = _divide(name, path, good, splits)
   return tuple(
       sources.Lazy(
           _reader(part, shape), len(part), identity=f'{identity} {split}'
@@ -66,18 +67,31 @@ def load(
   )
 
 
-def _find(path):
-  """Returns all files that look like images, in the order of their names."""
+def _find(path, splits):
+  """Returns all files that look like images, in the order of their names.
+
+  Args:
+    path: of the folder.
+    splits: sub-folders to search; all if there are none.
+  """
   known = Image.registered_extensions()
-  found = []
-  for directory, folders, names in os.walk(path, followlinks=True):
-    folders[:] = [f for f in folders if not f.startswith('.')]
-    found += [
-        pathlib.Path(directory, name)
-        for name in names
-        if not name.startswith('.')
-        and known.get(pathlib.Path(name).suffix.lower()) in Image.OPEN
-    ]
+  found, seen = [], set()
+  for top in [path / split for split in splits] or [path]:
+    for directory, folders, names in os.walk(top, followlinks=True):
+      seen.add(os.path.realpath(directory))
+      folders[:] = [
+          name
+          for name in folders
+          if not name.startswith('.')
+          # A link may lead in a circle.
+          and os.path.realpath(os.path.join(directory, name)) not in seen
+      ]
+      found += [
+          pathlib.Path(directory, name)
+          for name in names
+          if not name.startswith('.')
+          and known.get(pathlib.Path(name).suffix.lower()) in Image.OPEN
+      ]
   return sorted(found)
 
 
@@ -136,30 +150,30 @@ def _usable(name, files, checked, skip_bad):
   return [f for f, (*_, r) in zip(files, checked, strict=True) if not r]
 
 
-def _divide(name, path, files):
-  """Returns the files of each split."""
+def _splits(name, path):
+  """Returns the names of the sub-folders of splits, if there are any."""
   present = [split for split in _SPLITS if (path / split).is_dir()]
-  parts = {split: [] for split in _SPLITS}
-  if not present:
-    for file in files:
-      parts[_split_of(file.name)].append(file)
-    empty = [split for split, part in parts.items() if not part]
-    if empty:
-      raise errors.UserError(
-          f'data.name={name}: its {len(files)} images are divided by a hash of'
-          f' their names, which leaves none for {", ".join(empty)}; give more'
-          f' images, or sub-folders {", ".join(_SPLITS)}'
-      )
-    return parts
-  if len(present) < len(_SPLITS):
+  if 0 < len(present) < len(_SPLITS):
     raise errors.UserError(
         f'data.name={name}: has sub-folders {", ".join(present)}; it must have'
         f' all of {", ".join(_SPLITS)}, or none of them'
     )
+  return present
+
+
+def _divide(name, path, files, splits):
+  """Returns the files of each split."""
+  parts = {split: [] for split in _SPLITS}
   for file in files:
     first = file.relative_to(path).parts[0]
-    if first in parts:
-      parts[first].append(file)
+    parts[first if splits else _split_of(file.name)].append(file)
+  empty = [split for split, part in parts.items() if not part]
+  if empty and not splits:
+    raise errors.UserError(
+        f'data.name={name}: its {len(files)} images are divided by a hash of'
+        f' their names, which leaves none for {", ".join(empty)}; give more'
+        f' images, or sub-folders {", ".join(_SPLITS)}'
+    )
   return parts
 
 

@@ -38,11 +38,13 @@ def from_image(image: Image.Image, shape: Shape) -> np.ndarray:
     UnusableError: if it is smaller than the crop, or has 32 bits per channel,
       whose range nothing tells.
   """
+  # Pillow opens some files of 16 bits as of 32.
+  deep = image.mode == 'I' and image.format in ('PNG', 'PPM')
   image = ImageOps.exif_transpose(image)
+  if image.mode.startswith('I;16') or deep:
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode in ('I', 'F'):
     raise UnusableError(f'32 bits per channel (mode {image.mode})')
-  if image.mode.startswith('I;16'):
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, 'white')

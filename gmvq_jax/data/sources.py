@@ -1,6 +1,7 @@
 """Images that are read when they are asked for, and the cache of read ones."""
 
 from collections.abc import Callable
+import functools
 import hashlib
 import json
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gmvq_jax import errors
 from gmvq_jax import progress
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,8 +35,8 @@ class Lazy:
     """Wraps a reader.
 
     Args:
-      read: takes indices `[n]` and returns images uint8 `[n, H, W, channels]`,
-        of one shape whatever the indices. Called by several threads.
+      read: takes indices `[n]` and returns images uint8 `[n, H, W, channels]`.
+        Called by several threads.
       count: how many images there are.
       identity: changes whenever the images do; the key of the cache. Empty:
         they are read faster than a cache would be.
@@ -47,14 +49,21 @@ class Lazy:
     return self._count
 
   def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
-    return self._read(np.arange(self._count)[indices])
+    images = self._read(np.arange(self._count)[indices])
+    if images.shape[1:] != self.shape[1:]:
+      raise errors.UserError(
+          f'data: images are of different shapes, such as {self.shape[1:]} and'
+          f' {images.shape[1:]}; give --config.data.size=SIDE to crop and'
+          ' resize them to squares'
+      )
+    return images
 
-  @property
+  @functools.cached_property
   def shape(self) -> tuple[int, ...]:
     """`(N, H, W, channels)`; the last three are 0 where there is no image."""
     if not self._count:
       return (0, 0, 0, 0)
-    return (self._count, *self[:1].shape[1:])
+    return (self._count, *self._read(np.arange(1)).shape[1:])
 
   @property
   def nbytes(self) -> int:
