@@ -11,6 +11,7 @@ from gmvq_jax import pictures
 
 _SIZE = (4.6, 2.7)  # Inches.
 _STYLE = {
+    'axes.axisbelow': True,
     'axes.edgecolor': '#888888',
     'axes.grid': True,
     'axes.prop_cycle': (
