@@ -3,9 +3,12 @@
 import json
 import os
 import pathlib
+import time
 
 import numpy as np
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 
 class Writer:
@@ -19,9 +22,7 @@ class Writer:
     path = workdir / 'metrics.jsonl'
     _drop_after(path, step)
     self._file = open(path, 'a')
-    self._board = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1
-    )
+    self._board = _Board(workdir / 'tensorboard', step)
 
   def write(
       self, step: int, metrics: dict[str, float], *, split: str | None = None
@@ -31,11 +32,11 @@ class Writer:
     self._file.write(json.dumps(record) + '\n')
     self._file.flush()
     for name, value in metrics.items():
-      self._board.add_scalar(f'{split or "batch"}/{name}', value, step)
+      self._board.add(step, summary.scalar(f'{split or "batch"}/{name}', value))
 
   def picture(self, step: int, name: str, picture: np.ndarray) -> None:
     """Shows uint8 `[H, W, 3]` in TensorBoard."""
-    self._board.add_image(name, picture, step, dataformats='HWC')
+    self._board.add(step, summary.image(name, picture, dataformats='HWC'))
 
   def flush(self) -> None:
     """Sees to it that what was written outlives the process."""
@@ -45,6 +46,34 @@ class Writer:
     """Closes the files."""
     self._file.close()
     self._board.close()
+
+
+class _Board:
+  """TensorBoard's files, written by this thread.
+
+  The thread of `tensorboardX.SummaryWriter` dies of a full disk, and whoever
+  adds to its queue then waits for ever.
+  """
+
+  def __init__(self, directory, step):
+    directory.mkdir(exist_ok=True)
+    # By the step too, as a run may be continued within a second.
+    self._events = EventsWriter(str(directory / 'events'), f'.{step}')
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(step + 1, session_log=start)
+
+  def add(self, step, what):
+    self._write(step, summary=what)
+
+  def flush(self):
+    self._events.flush()
+
+  def close(self):
+    self._events.close()
+
+  def _write(self, step, **what):
+    event = event_pb2.Event(wall_time=time.time(), step=step, **what)
+    self._events.write_event(event)
 
 
 def _drop_after(path, step):
