@@ -1,8 +1,8 @@
 """The configuration: every field with its default, and what may stand in it."""
 
-import inspect
 import math
 from typing import Any
+from typing import get_origin
 
 from ml_collections import ConfigDict
 
@@ -136,7 +136,6 @@ _RULES = {
     'network.decoder_blocks': _AT_LEAST_0,
     'network.num_downsamplings': _AT_LEAST_0,
     'network.dtype': DTYPES,
-    'quantizer.name': tuple(quantizers.FACTORIES),
     'quantizer.num_codes': (lambda x: x >= 2, 'at least 2'),
     'quantizer.dim': _AT_LEAST_1,
     'quantizer.gamma': _AT_LEAST_0,
@@ -168,11 +167,14 @@ def validate(config: ConfigDict) -> None:
           f'config.{field}={value!r}: there is no such field; there are'
           f' {", ".join(sorted(default))}'
       )
-  _check_rule('quantizer.name', given['quantizer.name'])
   _check_quantizer(config['quantizer'])
   for field, value in given.items():
     if field in _RULES:
       _check_rule(field, value)
+  try:
+    quantizers.make(**config['quantizer'])
+  except ValueError as error:
+    raise errors.UserError(f'config.quantizer: {error}') from error
 
 
 def validate_data(
@@ -300,9 +302,11 @@ def _check_rule(field, value):
 
 
 def _check_quantizer(fields):
-  """Checks the fields of a quantizer against its factory's arguments."""
-  factory = inspect.signature(quantizers.FACTORIES[fields['name']])
-  parameters = factory.parameters
+  """Checks the fields of a quantizer against the arguments of its parts."""
+  try:
+    parameters = quantizers.fields(fields['name'])
+  except ValueError as error:
+    raise errors.UserError(f'config.quantizer.name: {error}') from error
   for name, value in fields.items():
     if name == 'name':
       continue
@@ -311,7 +315,8 @@ def _check_quantizer(fields):
           f'config.quantizer.{name}={value!r}: {fields["name"]} has no such'
           f' field; it has {", ".join(parameters)}'
       )
-    _check_type(f'quantizer.{name}', value, parameters[name].annotation)
+    wanted = parameters[name].annotation
+    _check_type(f'quantizer.{name}', value, get_origin(wanted) or wanted)
   for name, parameter in parameters.items():
     if name not in fields and parameter.default is parameter.empty:
       raise errors.UserError(

@@ -1,27 +1,95 @@
 """Vector quantizers as tuples of pure functions, made by factories."""
 
+from collections.abc import Callable
+import inspect
+
 from gmvq_jax.quantizers.base import Quantized
 from gmvq_jax.quantizers.base import Quantizer
 from gmvq_jax.quantizers.base import check_choice
+from gmvq_jax.quantizers.fsq import fsq
 from gmvq_jax.quantizers.gmvq import AGGREGATES
 from gmvq_jax.quantizers.gmvq import LATENT_TERMS
 from gmvq_jax.quantizers.gmvq import gmvq
+from gmvq_jax.quantizers.gumbel import gumbel
+from gmvq_jax.quantizers.sqvae import VARIANCES
+from gmvq_jax.quantizers.sqvae import sqvae
+from gmvq_jax.quantizers.vqvae import vqvae
+from gmvq_jax.quantizers.vqvae import vqvae_ema
+from gmvq_jax.quantizers.wrappers import with_affine
+from gmvq_jax.quantizers.wrappers import with_alternate_optimization
+from gmvq_jax.quantizers.wrappers import with_frozen_codebook
+from gmvq_jax.quantizers.wrappers import with_l2_normalization
+from gmvq_jax.quantizers.wrappers import with_replacement
 
-FACTORIES = {'gmvq': gmvq}
+FACTORIES = {
+    'gmvq': gmvq,
+    'vqvae': vqvae,
+    'vqvae+ema': vqvae_ema,
+    'sqvae': sqvae,
+    'gumbel': gumbel,
+    'fsq': fsq,
+}
+# From the inside out, whatever the order in a name.
+WRAPPERS = {
+    'opt': with_alternate_optimization,
+    'affine': with_affine,
+    'l2': with_l2_normalization,
+    'replace': with_replacement,
+    'frozen': with_frozen_codebook,
+}
 
 
 def make(name: str, **hyperparameters) -> Quantizer:
-  """Returns the quantizer of that name.
+  """Returns the quantizer of a name.
 
   Args:
-    name: a key of `FACTORIES`.
-    **hyperparameters: the arguments of the factory.
+    name: a key of `FACTORIES`, with any of `WRAPPERS` after a `+`, such as
+      `vqvae+l2+replace`.
+    **hyperparameters: the arguments of the factory and of the wrappers.
+
+  Raises:
+    ValueError: for an unknown name, and for parts that do not go together.
+  """
+  quantizer = None
+  for part in parts(name):
+    arguments = {
+        key: value
+        for key, value in hyperparameters.items()
+        if key in inspect.signature(part).parameters
+    }
+    first = () if quantizer is None else (quantizer,)
+    quantizer = part(*first, **arguments)
+  return quantizer
+
+
+def parts(name: str) -> list[Callable[..., Quantizer]]:
+  """Returns the factory and the wrappers of a name, from the inside out.
 
   Raises:
     ValueError: for an unknown name.
   """
-  check_choice('quantizer', 'name', name, tuple(FACTORIES))
-  return FACTORIES[name](**hyperparameters)
+  base, *added = name.split('+')
+  if base == 'vqvae' and 'ema' in added:
+    base = 'vqvae+ema'
+    added.remove('ema')
+  check_choice('quantizer', 'name', base, tuple(FACTORIES))
+  for wrapper in added:
+    check_choice(f'quantizer {name}', 'part', wrapper, tuple(WRAPPERS))
+  return [FACTORIES[base], *(WRAPPERS[w] for w in WRAPPERS if w in added)]
+
+
+def fields(name: str) -> dict[str, inspect.Parameter]:
+  """Returns the hyperparameters of a name, by their own names.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  return {
+      key: parameter
+      for part in parts(name)
+      for key, parameter in inspect.signature(part).parameters.items()
+      if key != 'inner'
+  }
 
 
 __all__ = [
@@ -30,6 +98,20 @@ __all__ = [
     'LATENT_TERMS',
     'Quantized',
     'Quantizer',
+    'VARIANCES',
+    'WRAPPERS',
+    'fields',
+    'fsq',
     'gmvq',
+    'gumbel',
     'make',
+    'parts',
+    'sqvae',
+    'vqvae',
+    'vqvae_ema',
+    'with_affine',
+    'with_alternate_optimization',
+    'with_frozen_codebook',
+    'with_l2_normalization',
+    'with_replacement',
 ]

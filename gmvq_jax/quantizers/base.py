@@ -8,6 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax import codebook
+from gmvq_jax import numerics
+
 Params = Any  # A pytree of arrays; the optimiser's.
 State = Any  # A pytree of arrays; the quantizer's own.
 
@@ -20,9 +23,8 @@ class Quantized(NamedTuple):
     codes: `[...]` int32.
     q_c: `[C]`, this batch's aggregated posterior; the shares of the codes where
       there is no posterior.
-    loss: `[]`, the quantizer's own terms, averaged over positions. In
-      `Quantizer.objective` it is weighed by positions / data_dim against the
-      mean squared error.
+    loss: `[]`, the quantizer's own terms, averaged over positions. How they are
+      weighed against the squared error is up to `Quantizer.objective`.
     metrics: every term by itself, each `[]`, averaged over positions.
   """
 
@@ -49,7 +51,8 @@ class Quantizer(NamedTuple):
     embed: `(params, state, codes [...]) -> [..., L]`, what the decoder sees for
       codes at evaluation.
     objective: `(squared_error [B], quantized, *, data_dim, positions) -> []`,
-      the loss to minimise, from each image's summed squared error.
+      the loss to minimise, from each image's squared error (or whatever stands
+      in its place), summed over its `data_dim` values.
     read: `(params, state) -> [C, L]`, the codebook as it is searched. None:
       there is none.
     write: `(params, state, rows [C, L], where [C]) -> (params, state)`, the
@@ -87,10 +90,24 @@ def plain_codebook() -> dict[str, Callable]:
     rows = jnp.where(where[:, None], rows.astype(codebook.dtype), codebook)
     return {**params, 'codebook': rows}, state
 
-  def finish(params, state):
-    return params, state, jax.tree.map(lambda _: jnp.zeros((), bool), params)
+  return dict(embed=embed, read=read, write=write, finish=nothing_to_finish)
 
-  return dict(embed=embed, read=read, write=write, finish=finish)
+
+def nothing_to_finish(params: Params, state: State) -> tuple:
+  """The `finish` of a quantizer that rewrites nothing."""
+  return params, state, jax.tree.map(lambda _: jnp.zeros((), bool), params)
+
+
+def mean_objective(
+    squared_error: jax.Array,
+    quantized: Quantized,
+    *,
+    data_dim: int,
+    positions: int,
+) -> jax.Array:
+  """The `objective` that adds the loss to the mean squared error."""
+  del positions
+  return jnp.mean(squared_error) / data_dim + quantized.loss
 
 
 def check_choice(
@@ -145,3 +162,57 @@ def latent_metrics(
       'quantization_error': mean(error),
       'latent_variance': mean(jnp.mean(jnp.square(centred), axis=-1)),
   }
+
+
+def mean_square(
+    difference: jax.Array, mask: jax.Array, axis_name: str | None
+) -> jax.Array:
+  """Returns the mean square of `[..., L]` over channels and positions, `[]`."""
+  square = jnp.mean(jnp.square(difference), axis=-1)
+  return numerics.masked_mean(square, mask, axis_name=axis_name)
+
+
+def sums_of_latents(
+    latents: jax.Array,
+    codes: jax.Array,
+    num_codes: int,
+    mask: jax.Array,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns how many latents each code has, `[C]`, and their sum, `[C, L]`."""
+  codes, weights = codes.reshape(-1), mask.reshape(-1).astype(latents.dtype)
+  flat = weights[:, None] * latents.reshape(-1, latents.shape[-1])
+  counts = jnp.zeros(num_codes, latents.dtype).at[codes].add(weights)
+  sums = jnp.zeros((num_codes, flat.shape[1]), flat.dtype).at[codes].add(flat)
+  if axis_name is not None:
+    counts, sums = jax.lax.psum((counts, sums), axis_name)
+  return counts, sums
+
+
+def shares(
+    codes: jax.Array, num_codes: int, mask: jax.Array, axis_name: str | None
+) -> jax.Array:
+  """Returns the share of positions of each code, `[C]`."""
+  counts = codebook.code_counts(codes, num_codes, mask=mask)
+  if axis_name is not None:
+    counts = jax.lax.psum(counts, axis_name)
+  return counts / jnp.maximum(counts.sum(), jnp.finfo(counts.dtype).tiny)
+
+
+def hard(
+    z: jax.Array,
+    codes: jax.Array,
+    z_hat: jax.Array,
+    codewords: jax.Array,
+    loss: jax.Array,
+    num_codes: int,
+    mask: jax.Array,
+    axis_name: str | None,
+) -> Quantized:
+  """Returns the result of a quantizer without a posterior."""
+
+  def mean(values):
+    return numerics.masked_mean(values, mask, axis_name=axis_name)
+
+  q_c = shares(codes, num_codes, mask, axis_name)
+  return Quantized(z, codes, q_c, loss, latent_metrics(z_hat, codewords, mean))

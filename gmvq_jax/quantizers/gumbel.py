@@ -1,0 +1,101 @@
+"""Gumbel-VQVAE: codes drawn from logits, without distances."""
+
+import jax
+import jax.numpy as jnp
+
+from gmvq_jax import numerics
+from gmvq_jax import posterior
+from gmvq_jax.albo import kl_to_uniform
+from gmvq_jax.quantizers import base
+
+
+def gumbel(
+    num_codes: int,
+    dim: int,
+    *,
+    kl_weight: float = 5e-4,
+    hard: bool = True,
+) -> base.Quantizer:
+  """Gumbel-softmax quantization (Jang 2016, https://arxiv.org/abs/1611.01144).
+
+  As in https://github.com/karpathy/deep-vector-quantization and in Esser 2021
+  (https://arxiv.org/abs/2012.09841): logits are a linear map of the latents (a
+  1 x 1 convolution), codes are drawn by straight-through Gumbel-softmax, and
+  the loss is `kl_weight` times the mean of KL(q(c|x) || uniform), in nats,
+  added to the mean squared error. At evaluation the most probable code is
+  taken, where Karpathy's goes on drawing.
+
+  There is no k-means start: codewords are not compared with latents.
+
+  Parameters: `{'codebook': [C, L], 'kernel': [L, C], 'bias': [C]}`. State: none.
+  Metrics: `kl` and `posterior_entropy` (nats), `quantization_error` and
+  `latent_variance`.
+
+  Args:
+    num_codes: C.
+    dim: L, of the latents and of the codewords.
+    kl_weight: weight of the KL.
+    hard: whether the decoder is trained on one codeword (True) or on the
+      relaxed mixture of them.
+  """
+
+  def init(key):
+    keys = jax.random.split(key)
+    scale = dim**-0.5
+    return {
+        'codebook': jax.random.normal(keys[0], (num_codes, dim)),
+        'kernel': scale * jax.random.normal(keys[1], (dim, num_codes)),
+        'bias': jnp.zeros(num_codes),
+    }, {}
+
+  def apply(
+      params,
+      state,
+      h,
+      *,
+      key=None,
+      temperature=None,
+      train=False,
+      mask=None,
+      axis_name=None,
+  ):
+    h, mask = base.apply_mask(h, mask)
+    base.check_training(train, key, temperature)
+    if train and axis_name is not None:
+      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    z_hat, codebook = numerics.promote(h, params['codebook'])
+    logits = params['bias'] + jnp.matmul(
+        z_hat, params['kernel'], precision=numerics.PRECISION
+    )
+    log_probs = jax.nn.log_softmax(logits)
+    if train:
+      chosen, codes = posterior.gumbel_softmax(
+          key, log_probs, temperature=temperature, hard=hard
+      )
+      z = jnp.matmul(chosen, codebook, precision=numerics.PRECISION)
+    else:
+      codes = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+      z = codebook[codes]
+
+    def mean(values):
+      return numerics.masked_mean(values, mask, axis_name=axis_name)
+
+    probs = jnp.exp(log_probs)
+    kl = mean(kl_to_uniform(probs))
+    metrics = {
+        'kl': kl,
+        'posterior_entropy': mean(posterior.posterior_entropy(log_probs)),
+        **base.latent_metrics(z_hat, codebook[codes], mean),
+    }
+    loss = kl_weight * kl
+    return base.Quantized(z, codes, mean(probs), loss, metrics), state
+
+  parts = base.plain_codebook() | {'write': None}
+  return base.Quantizer(
+      heads=(dim,),
+      num_codes=num_codes,
+      init=init,
+      apply=apply,
+      objective=base.mean_objective,
+      **parts,
+  )

@@ -1,0 +1,128 @@
+"""SQ-VAE: stochastic quantization with a learnt variance."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from gmvq_jax import numerics
+from gmvq_jax import posterior
+from gmvq_jax.quantizers import base
+
+VARIANCES = ('scalar', 'image', 'position')
+
+
+def sqvae(
+    num_codes: int,
+    dim: int,
+    *,
+    variance: str = 'scalar',
+    initial_variance: float = 20.0,
+) -> base.Quantizer:
+  """Stochastically quantized VAE (https://arxiv.org/abs/2205.07547).
+
+  With z the latents and v a learnt variance, `q(c|x) = softmax(-|z - e_c|^2 /
+  2v)`; the decoder is trained on the relaxed mixture `softmax((log q + g) / t)
+  M`, g Gumbel noise, and sees the codeword of the most probable code at
+  evaluation. The objective, with D values and an image's squared error E, is
+
+      D / 2 log(mean of E) + sum of q log q + sum of |z - z_q|^2 / 2v,
+
+  sums over an image, means over the batch; here divided by D, which changes no
+  gradient's direction.
+
+  As in the authors' code (https://github.com/sony/sqvae, `vision`): v = w +
+  exp(s), `exp(s)` is `initial_variance` at the start, w is 1 or, for variances
+  of their own, the exponential of another head. Theirs averages that head over
+  channels; this one has a single channel.
+
+  Parameters: `{'codebook': [C, L], 'log_variance': []}`. State: none. Metrics:
+  `posterior_entropy` (nats), `variance` (v), `latent` (`|z - z_q|^2 / 2v`),
+  `quantization_error`, `latent_variance`.
+
+  Args:
+    num_codes: C.
+    dim: L.
+    variance: one for all (`scalar`), for an `image`, or for a `position`.
+    initial_variance: what the learnt part starts from.
+
+  Raises:
+    ValueError: for a `variance` that is none of these.
+  """
+  base.check_choice('sqvae', 'variance', variance, VARIANCES)
+  has_head = variance != 'scalar'
+
+  def init(key):
+    codebook = jax.random.normal(key, (num_codes, dim))
+    log_variance = jnp.full((), math.log(initial_variance))
+    return {'codebook': codebook, 'log_variance': log_variance}, {}
+
+  def apply(
+      params,
+      state,
+      h,
+      *,
+      key=None,
+      temperature=None,
+      train=False,
+      mask=None,
+      axis_name=None,
+  ):
+    h, mask = base.apply_mask(h, mask)
+    base.check_training(train, key, temperature)
+    if train and axis_name is not None:
+      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    h, codebook = numerics.promote(h, params['codebook'])
+    z_hat = h[..., :dim]
+    width = 1.0
+    if has_head:
+      width = jnp.exp(_own_variance(h[..., dim], mask))
+    v = jnp.broadcast_to(
+        width + jnp.exp(params['log_variance']), z_hat.shape[:-1]
+    )
+    weights = jnp.broadcast_to(1 / v[..., None], z_hat.shape)
+    log_probs = posterior.log_posterior(z_hat, weights, codebook)
+    codes = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+    codewords = codebook[codes]
+    z = codewords
+    if train:
+      relaxed, codes = posterior.gumbel_softmax(
+          key, log_probs, temperature=temperature, hard=False
+      )
+      z = jnp.matmul(relaxed, codebook, precision=numerics.PRECISION)
+      codewords = codebook[codes]
+
+    def mean(values):
+      return numerics.masked_mean(values, mask, axis_name=axis_name)
+
+    entropy = mean(posterior.posterior_entropy(log_probs))
+    latent = mean(jnp.sum(jnp.square(z_hat - z), axis=-1) / (2 * v))
+    metrics = {
+        'posterior_entropy': entropy,
+        'latent': latent,
+        'variance': mean(v),
+        **base.latent_metrics(z_hat, codewords, mean),
+    }
+    q_c = mean(jnp.exp(log_probs))
+    return base.Quantized(z, codes, q_c, latent - entropy, metrics), state
+
+  def _own_variance(head, mask):
+    if variance == 'position':
+      return head
+    axes = tuple(range(1, head.ndim))
+    count = jnp.maximum(jnp.sum(mask, axis=axes, keepdims=True), 1)
+    total = jnp.sum(jnp.where(mask, head, 0), axis=axes, keepdims=True)
+    return jnp.broadcast_to(total / count, head.shape)
+
+  def objective(squared_error, quantized, *, data_dim, positions):
+    error = jnp.maximum(jnp.mean(squared_error), jnp.finfo(jnp.float32).tiny)
+    return jnp.log(error) / 2 + positions / data_dim * quantized.loss
+
+  return base.Quantizer(
+      heads=(dim, 1) if has_head else (dim,),
+      num_codes=num_codes,
+      init=init,
+      apply=apply,
+      objective=objective,
+      **base.plain_codebook(),
+  )
