@@ -11,6 +11,7 @@ which is hard to reach with codes of a fixed length.
 import hashlib
 import json
 import math
+from typing import Any
 from typing import NamedTuple
 
 from absl import flags
@@ -32,12 +33,14 @@ from gmvq_jax.data import sources
 
 # What is learnt from: more changes the third digit, and takes longer.
 _IMAGES = 2**14
+_IMAGE_BYTES = 2**28
 _PATCHES = 2**19
+_PATCH_VALUES = 2**26
 _FIRST_PATCHES = 2**16
 _ITERATIONS = 15
-_PIXELS = 3072  # Values in the largest block whose covariance is taken.
-_MAX_CODES = 2**14
-_BATCH = 256
+_MAX_CODES = 2**12
+# Values in the largest block whose covariance is taken.
+_BLOCK_VALUES = 3072
 
 
 class Patches(NamedTuple):
@@ -54,37 +57,58 @@ class Patches(NamedTuple):
   bits: float
 
 
-def patches_for_bits(
-    bits: float, image_shape: tuple[int, int, int], side: int
+def patches_of(
+    config: ConfigDict, image_shape: tuple[int, int, int]
 ) -> Patches:
-  """Returns patches near a number of bits per image.
-
-  Args:
-    bits: per image.
-    image_shape: `(H, W, channels)`.
-    side: of a patch to start from: halved while it would need more than 2^14
-      centroids, doubled while less than two.
+  """Returns patches with the positions and the codes of a configuration.
 
   Raises:
-    errors.UserError: when no patch gives so many bits, or so few.
+    errors.UserError: when images cannot be halved as often as it says.
   """
   height, width, _ = image_shape
-  tried = set()
-  while side and side not in tried and not (height % side or width % side):
-    tried.add(side)
+  side = 2**config.network.num_downsamplings
+  if height % side or width % side:
+    raise errors.UserError(
+        f'config.network.num_downsamplings={config.network.num_downsamplings}:'
+        f' images of {height} x {width} cannot be halved that often'
+    )
+  num_codes = quantizers.make(**config.quantizer).num_codes
+  positions = (height // side) * (width // side)
+  return Patches(side, num_codes, positions * math.log2(num_codes))
+
+
+def patches_for_bits(
+    bits: float, image_shape: tuple[int, int, int]
+) -> Patches | None:
+  """Returns the patches that come nearest to a number of bits per image.
+
+  Of those within 0.5 % the largest, which are the best. None where all would
+  need fewer than 2 or more than 4,096 centroids.
+  """
+  height, width, _ = image_shape
+  candidates = []
+  for side in _divisors(math.gcd(height, width)):
     positions = (height // side) * (width // side)
     num_codes = round(2 ** min(bits / positions, 64))
     if 2 <= num_codes <= _MAX_CODES:
-      return Patches(side, num_codes, positions * math.log2(num_codes))
-    side = side // 2 if num_codes > _MAX_CODES else 2 * side
-  raise errors.UserError(
-      f'--bits={bits:g}: no square patch of images of {height} x {width} gives'
-      f' that with 2 to {_MAX_CODES} centroids; give a number between'
-  )
+      actual = positions * math.log2(num_codes)
+      candidates.append(Patches(side, num_codes, actual))
+  if not candidates:
+    return None
+
+  def badness(patches):
+    off = abs(patches.bits - bits) / bits
+    return (0 if off < 0.005 else off, -patches.side)
+
+  return min(candidates, key=badness)
 
 
 def kmeans_patches(
-    train: np.ndarray, test: data.Images, patches: Patches
+    train: np.ndarray,
+    test: data.Images,
+    patches: Patches,
+    *,
+    batch_size: int = 256,
 ) -> dict[str, float]:
   """Replaces patches by the nearest of the centroids of training patches.
 
@@ -92,35 +116,42 @@ def kmeans_patches(
     train: uint8 `[n, H, W, channels]`.
     test: like it.
     patches: how to cut them.
+    batch_size: images over which perplexity is measured, and averaged.
 
   Returns:
-    Metrics as of `evaluate.evaluate`, with perplexity per batch of 256.
+    Metrics as of `evaluate.evaluate`, and `side`, `num_codes` and `bits`.
   """
-  points = np.concatenate(_cut(train, patches.side))
-  order = np.random.default_rng(0).permutation(len(points))[:_PATCHES]
+  cut = _cut(train, patches.side)
+  points = cut.reshape(-1, cut.shape[-1])
+  count = min(_PATCHES, _PATCH_VALUES // points.shape[1])
+  order = np.random.default_rng(0).permutation(len(points))[:count]
   points = jnp.asarray(points[order], jnp.float32) / 255
   num_codes = min(patches.num_codes, len(points))
-  first = max(_FIRST_PATCHES, 4 * num_codes)
   centroids, _ = codebook.kmeans(
-      jax.random.key(0), points[:first], num_codes, num_iterations=5
+      jax.random.key(0), points[:_FIRST_PATCHES], num_codes, num_iterations=5
   )
   weights = jnp.ones(len(points))
   for _ in progress.track(range(_ITERATIONS), 'Clustering patches'):
     centroids = codebook.lloyd(points, weights, centroids).block_until_ready()
 
   sums = []
-  for start in range(0, len(test), _BATCH):
-    sums.append(_assign(test[start : start + _BATCH], centroids, patches.side))
-  metrics = evaluate.summarise(sums, _BATCH)
-  return {k: v for k, v in metrics.items() if 'soft' not in k}
+  for start in range(0, len(test), batch_size):
+    cut = _cut(test[start : start + batch_size], patches.side)
+    sums.append({
+        'count': len(cut),
+        **jax.tree.map(np.float64, jax.device_get(_assign(cut, centroids))),
+    })
+  metrics = evaluate.summarise(sums, batch_size)
+  metrics = {k: v for k, v in metrics.items() if 'soft' not in k}
+  return metrics | patches._asdict()
 
 
-def gaussian(train: np.ndarray, bits: float) -> dict[str, float]:
+def gaussian(train: np.ndarray, bits: float) -> dict[str, Any]:
   """Returns the MSE of a Gaussian's rate-distortion function.
 
   By reverse water-filling over the eigenvalues of the covariance of blocks of
   pixels (Cover and Thomas 2006, theorem 10.3.3). A block is the whole image, or
-  a part where that has over 3,072 values or too few examples to tell its
+  a square part where that has over 3,072 values or too few examples to tell its
   covariance.
 
   Args:
@@ -133,17 +164,20 @@ def gaussian(train: np.ndarray, bits: float) -> dict[str, float]:
   """
   _, height, width, channels = train.shape
   pixels = len(train) * height * width
-  side = math.gcd(height, width)
-  while side % 2 == 0 and side**2 * channels > min(
-      _PIXELS, pixels / side**2 / 2
-  ):
-    side //= 2
-  blocks = np.concatenate(_cut(train, side))
-  eigenvalues = np.linalg.eigvalsh(_covariance(blocks))
-  mse = water_filling(eigenvalues, bits * side**2 / (height * width))
+  side = max(
+      side
+      for side in _divisors(math.gcd(height, width))
+      if side == 1
+      or side**2 * channels <= min(_BLOCK_VALUES, pixels / side**2 / 2)
+  )
+  blocks = _cut(train, side)
+  covariance = _covariance(blocks.reshape(-1, blocks.shape[-1]))
+  mse = water_filling(
+      np.linalg.eigvalsh(covariance), bits * side**2 / (height * width)
+  )
   return {
       'mse': mse,
-      'psnr': -10 * math.log10(mse),
+      'psnr': -10 * math.log10(max(mse, 1e-10)),
       'block': side,
       'whole': side == height == width,
   }
@@ -156,52 +190,75 @@ def water_filling(variances: np.ndarray, bits: float) -> float:
     variances: `[n]`.
     bits: for all of them together.
   """
-  variances = np.maximum(np.asarray(variances, np.float64), 0)
-  # In a level of water falling from the largest variance, the rate grows from
-  # 0 without bound.
-  low, high = -80.0, math.log2(variances.max())
+  positive = np.asarray(variances, np.float64)
+  positive = positive[positive > 0]
+  if not len(positive):
+    return 0.0
+  logs = np.log2(positive)
+  # As the level of the water falls from the largest variance, the rate grows.
+  low, high = logs.min() - 2 * bits, logs.max()
   for _ in range(200):
     level = (low + high) / 2
-    rate = np.sum(np.maximum(np.log2(np.maximum(variances, 2**low)) - level, 0))
-    low, high = (level, high) if rate / 2 > bits else (low, level)
-  return float(np.minimum(variances, 2**high).mean())
+    rate = np.sum(np.maximum(logs - level, 0)) / 2
+    low, high = (level, high) if rate > bits else (low, level)
+  return float(np.minimum(positive, 2**high).sum() / len(variances))
 
 
 def compute(
-    splits: data.Splits, name: str, patches: Patches
-) -> dict[str, dict[str, float]]:
-  """Returns both anchors at the same bits, from the cache if they are there.
+    splits: data.Splits,
+    name: str,
+    bits: float,
+    patches: Patches | None,
+    *,
+    batch_size: int = 256,
+) -> dict[str, Any]:
+  """Returns both anchors, from the cache if they are there.
 
   Args:
     splits: of the data.
     name: of the data, for the name of the cache's file.
-    patches: how to cut images; its bits are those of the Gaussian too.
+    bits: per image, of the Gaussian.
+    patches: how to cut images for k-means. With more than 4,096 centroids it
+      takes long, and is left out; so it is without any.
+    batch_size: images over which the perplexity of k-means is measured.
+
+  Returns:
+    `bits`; `gaussian`, see `gaussian`; `kmeans`, see `kmeans_patches`, or None.
   """
-  order = np.random.default_rng(0).permutation(len(splits.train))
-  train = splits.train[np.sort(order[:_IMAGES])]
-  digest = hashlib.sha256(np.ascontiguousarray(train))
-  digest.update(np.ascontiguousarray(splits.test[:_IMAGES]))
-  identity = f'anchors 1 {digest.hexdigest()} {len(splits.test)} {patches}'
-  return sources.remember(
-      f'anchors-{name}',
-      identity,
-      lambda: {
-          'kmeans': kmeans_patches(train, splits.test, patches)
-          | {'side': patches.side, 'num_codes': patches.num_codes},
-          'gaussian': gaussian(train, patches.bits),
-          'bits': patches.bits,
-      },
-  )
+  if patches and patches.num_codes > _MAX_CODES:
+    patches = None
+  shown = [_identity(images) for images in (splits.train, splits.test)]
+
+  def both():
+    train = _some(splits.train)
+    kmeans = None
+    if patches:
+      kmeans = kmeans_patches(
+          train, splits.test, patches, batch_size=batch_size
+      )
+    return {'bits': bits, 'kmeans': kmeans, 'gaussian': gaussian(train, bits)}
+
+  identity = f'2 {shown} {bits} {patches} {batch_size}'
+  return sources.remember(f'anchors-{name}', identity, both)
 
 
-def patches_of(
-    config: ConfigDict, image_shape: tuple[int, int, int]
-) -> Patches:
-  """Returns patches with the positions and the codes of a configuration."""
-  side = 2**config.network.num_downsamplings
-  num_codes = quantizers.make(**config.quantizer).num_codes
-  positions = (image_shape[0] // side) * (image_shape[1] // side)
-  return Patches(side, num_codes, positions * math.log2(num_codes))
+def _some(images):
+  """Returns an array of images at random, as many as can be afforded."""
+  order = np.random.default_rng(0).permutation(len(images))
+  each = max(int(np.prod(images.shape[1:])), 1)
+  count = min(_IMAGES, max(_IMAGE_BYTES // each, 1))
+  return images[np.sort(order[:count])]
+
+
+def _identity(images):
+  if isinstance(images, data.Lazy) and images.identity:
+    return images.identity
+  digest = hashlib.sha256(np.ascontiguousarray(_some(images)))
+  return f'{len(images)} {digest.hexdigest()}'
+
+
+def _divisors(number):
+  return [d for d in range(1, number + 1) if number % d == 0]
 
 
 def _cut(images, side):
@@ -212,20 +269,19 @@ def _cut(images, side):
   return cut.swapaxes(2, 3).reshape(n, rows * columns, -1)
 
 
-def _assign(images, centroids, side):
+@jax.jit
+def _assign(patches, centroids):
   """Returns the sums of a batch, as an `evaluate.EvalStep` does."""
-  points = jnp.asarray(_cut(images, side), jnp.float32) / 255
+  points = patches.astype(jnp.float32) / 255
   codes = codebook.nearest_codes(points, centroids)
   error = jnp.mean(jnp.square(points - centroids[codes]), axis=(1, 2))
   counts = codebook.code_counts(codes, len(centroids))
-  sums = {
-      'count': len(images),
+  return {
       'mse': error.sum(),
       'psnr_mean': -10 * jnp.log10(jnp.maximum(error, 1e-10)).sum(),
       'hard_counts': counts,
       'soft_counts': counts,
   }
-  return {k: np.asarray(v, np.float64) for k, v in sums.items()}
 
 
 def _covariance(points):
@@ -241,21 +297,28 @@ def _covariance(points):
 def _main(argv):
   if len(argv) > 1:
     raise errors.UserError(f'{argv[1]!r}: unexpected; flags begin with --')
-  config = flags.FLAGS.config
+  config, bits = flags.FLAGS.config, flags.FLAGS.bits
   if config is None:
     raise errors.UserError(
         '--config is missing; give a file, such as --config=configs/cifar10.py'
     )
+  if bits is not None and not 0 < bits < math.inf:
+    raise errors.UserError(f'--bits={bits}: must be greater than 0 and finite')
   config_lib.validate(config)
   splits, _ = data.load(**config.data)
   shape = splits.train.shape[1:]
-  patches = patches_of(config, shape)
-  if flags.FLAGS.bits:
-    patches = patches_for_bits(flags.FLAGS.bits, shape, patches.side)
-  print(json.dumps(compute(splits, config.data.name, patches), indent=2))
+  patches = patches_for_bits(bits, shape) if bits else patches_of(config, shape)
+  result = compute(
+      splits,
+      config.data.name,
+      bits or patches.bits,
+      patches,
+      batch_size=config.eval_batch_size,
+  )
+  print(json.dumps(result, indent=2))
 
 
 if __name__ == '__main__':
   config_flags.DEFINE_config_file('config')
-  flags.DEFINE_float('bits', 0, 'Bits per image; 0: those of the model.')
+  flags.DEFINE_float('bits', None, "Bits per image; by default, the model's.")
   command_line.run(_main)

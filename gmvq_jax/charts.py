@@ -10,6 +10,7 @@ import numpy as np
 from gmvq_jax import pictures
 
 _SIZE = (4.6, 2.7)  # Inches.
+_POINTS = 4096  # Drawn one by one.
 _STYLE = {
     'axes.axisbelow': True,
     'axes.edgecolor': '#888888',
@@ -65,7 +66,8 @@ def usage(counts: np.ndarray) -> str:
   shares = np.sort(counts)[::-1] / counts.sum()
   with rc_context(_STYLE):
     figure, axes = _axes('How often each code is used', 'codes, by rank')
-    axes.fill_between(np.arange(len(shares)), shares, step='mid', alpha=0.8)
+    ranks = np.unique(np.linspace(0, len(shares) - 1, _POINTS).astype(int))
+    axes.fill_between(ranks, shares[ranks], step='mid', alpha=0.8)
     even = 1 / len(shares)
     axes.axhline(even, color='#666666', linewidth=1, linestyle='--')
     axes.text(len(shares), even, 'all alike ', ha='right', va='bottom')
@@ -87,14 +89,26 @@ def codebook_map(codebook: np.ndarray, counts: np.ndarray) -> str:
   used = counts > 0
   size = 4 + 40 * counts / max(counts.max(), 1)
   colours = pictures.code_colours(codebook) / 255
+  # So many dots are smaller as pixels.
+  drawn = dict(rasterized=len(codebook) > _POINTS)
   with rc_context(_STYLE):
     figure, axes = _axes('The codebook', f'first component ({shares[0]:.0%})')
     axes.set_ylabel(f'second component ({shares[1]:.0%})')
     axes.scatter(
-        *along[used].T, s=size[used], c=colours[used], linewidths=0, alpha=0.85
+        *along[used].T,
+        s=size[used],
+        c=colours[used],
+        linewidths=0,
+        alpha=0.85,
+        **drawn,
     )
     axes.scatter(
-        *along[~used].T, s=12, c='#999999', marker='x', linewidths=0.8
+        *along[~used].T,
+        s=12,
+        c='#999999',
+        marker='x',
+        linewidths=0.8,
+        **drawn,
     )
     return _svg(figure)
 
@@ -109,5 +123,5 @@ def _axes(title, xlabel):
 
 def _svg(figure):
   buffer = io.StringIO()
-  figure.savefig(buffer, format='svg', metadata={'Date': None})
+  figure.savefig(buffer, format='svg', dpi=200, metadata={'Date': None})
   return buffer.getvalue()

@@ -41,7 +41,8 @@ def default_config() -> ConfigDict:
       'random_flip': False,
       # mse, l1, or MODULE:FUNCTION; see losses.py.
       'reconstruction_loss': 'mse',
-      # Evaluate with a moving average of the parameters (0: with the last).
+      # Evaluate with a moving average of the parameters (0: with the last). A
+      # codebook that is state, as of vqvae+ema, is not averaged.
       'ema_decay': 0.0,
       'temperature': {'start': 2.0, 'end': 0.1, 'shape': 'exponential'},
       # Where a run starts: the best parameters of another work directory, or
@@ -229,12 +230,13 @@ def validate_data(
         f' be multiples of {factor}'
     )
   latents = config.kmeans.images * (height // factor) * (width // factor)
-  num_codes = config.quantizer.get('num_codes', 0)
-  if config.kmeans.images and num_codes > latents:
+  quantizer = quantizers.make(**config.quantizer)
+  started = config.kmeans.images and quantizer.write is not None
+  if started and quantizer.num_codes > latents:
     raise errors.UserError(
-        f'config.quantizer.num_codes={num_codes}: more than the {latents}'
-        f' latents of config.kmeans.images={config.kmeans.images} images;'
-        ' give more images or fewer codes'
+        f'config.quantizer.num_codes={quantizer.num_codes}: more than the'
+        f' {latents} latents of config.kmeans.images={config.kmeans.images}'
+        ' images; give more images or fewer codes'
     )
 
 
@@ -246,7 +248,8 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
     if hasattr(value, 'items'):
       flat |= flatten(value, f'{field}.')
     else:
-      flat[field] = value
+      # JSON knows no tuples.
+      flat[field] = tuple(value) if isinstance(value, list) else value
   return flat
 
 
@@ -315,6 +318,8 @@ def _check_quantizer(fields):
           f'config.quantizer.{name}={value!r}: {fields["name"]} has no such'
           f' field; it has {", ".join(parameters)}'
       )
+    if isinstance(value, list):
+      value = tuple(value)
     wanted = parameters[name].annotation
     _check_type(f'quantizer.{name}', value, get_origin(wanted) or wanted)
   for name, parameter in parameters.items():

@@ -1,6 +1,7 @@
 """What a configuration makes: the model, the optimiser, the data, the steps."""
 
 import functools
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from gmvq_jax import networks
 from gmvq_jax import quantizers
 from gmvq_jax import schedules
 from gmvq_jax import train_step
+
+_IDENTIFYING = 64
 
 
 def make_model(config: ConfigDict, channels: int) -> autoencoder.Autoencoder:
@@ -104,8 +107,8 @@ class Experiment:
   def init_state(self) -> train_step.TrainState:
     """Returns the state at step 0, on all devices."""
     images = self._some_training_images(
-        max(self.config.kmeans.images, 1), self.config.seed
-    )
+        max(self.config.kmeans.images, 1), seed=self.config.seed
+    )[:]
     sharding = distributed.replicated(self.mesh)
     key = jax.random.key(self.config.seed)
     return jax.jit(self._init, out_shardings=sharding)(key, images)
@@ -163,7 +166,7 @@ class Experiment:
     stats = evaluate.calibrated_batch_stats(
         self._calibrate,
         variables,
-        self._some_training_images(self.config.calibration_images, 0),
+        self._some_training_images(self.config.calibration_images, seed=0),
         batch_size=self.config.eval_batch_size,
     )
     # A copy, because a step of training donates the state it came from.
@@ -194,7 +197,19 @@ class Experiment:
     )
     return jax.device_get((decoded, quantized.codes))
 
-  def _some_training_images(self, count, seed):
+  @functools.cached_property
+  def data_identity(self) -> str:
+    """Says which images these are: how many, and a digest of a few."""
+    digest = hashlib.sha256()
+    for images in self.splits:
+      few = np.linspace(0, len(images) - 1, _IDENTIFYING).astype(int)
+      digest.update(np.ascontiguousarray(images[few]))
+    counts = '+'.join(str(len(images)) for images in self.splits)
+    return f'{counts} images {digest.hexdigest()[:12]}'
+
+  def _some_training_images(self, count, *, seed):
+    """Returns images at random, read when they are asked for."""
     images = self.splits.train
-    chosen = np.random.default_rng(seed).permutation(len(images))
-    return images[np.sort(chosen[:count])]
+    order = np.random.default_rng(seed).permutation(len(images))
+    chosen = np.sort(order[:count])
+    return data.Lazy(lambda indices: images[chosen[indices]], len(chosen))

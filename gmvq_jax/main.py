@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     if summary is not None:
       _print(summary)
       report = pathlib.Path(workdir).expanduser().resolve() / 'report.html'
-  if report:
+  if report and report.exists():
     print(f'Report: {report}')
 
 

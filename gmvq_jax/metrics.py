@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 from tensorboardX import summary
@@ -48,6 +49,20 @@ class Writer:
     self._board.close()
 
 
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the objects of `metrics.jsonl`, but for what a kill cut off."""
+  path = workdir / 'metrics.jsonl'
+  records = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      record = json.loads(line)
+      record['step'] + 0
+      records.append(record)
+    except (ValueError, KeyError, TypeError):
+      pass
+  return records
+
+
 class _Board:
   """TensorBoard's files, written by this thread.
 
@@ -80,15 +95,12 @@ def _drop_after(path, step):
   """Keeps the lines of `metrics.jsonl` up to a step, and only whole ones."""
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text().splitlines():
-    try:
-      record = json.loads(line)
-      # The test split is evaluated after the last step, and so again.
-      if record['step'] <= step and record.get('split') != 'test':
-        kept.append(line + '\n')
-    except (ValueError, KeyError, TypeError):
-      pass  # Cut off when the process was killed.
+  # The test split is evaluated after the last step, and so again.
+  kept = [
+      json.dumps(record) + '\n'
+      for record in read(path.parent)
+      if record['step'] <= step and record.get('split') != 'test'
+  ]
   temporary = path.with_name(path.name + '.tmp')
   temporary.write_text(''.join(kept))
   os.replace(temporary, path)

@@ -2,7 +2,6 @@
 
 import base64
 import importlib.metadata
-import json
 import math
 import pathlib
 import platform
@@ -35,6 +34,7 @@ class Contents(NamedTuple):
   Attributes:
     config: nested dict of the run's fields.
     metrics: of the test split, as `summary.json` has them.
+    images_per_second: the rate of training, if known.
     anchors: of `anchors.compute`.
     records: the objects of `metrics.jsonl`.
     images: uint8 `[n, H, W, channels]`, of the test split.
@@ -47,6 +47,7 @@ class Contents(NamedTuple):
 
   config: dict[str, Any]
   metrics: dict[str, Any]
+  images_per_second: float | None
   anchors: dict[str, Any]
   records: list[dict[str, Any]]
   images: np.ndarray
@@ -61,8 +62,11 @@ def write(path: pathlib.Path, contents: Contents) -> None:
   """Writes the page, whole or not at all."""
   page = render(contents)
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(page)
-  temporary.replace(path)
+  try:
+    temporary.write_text(page, encoding='utf-8')
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def render(contents: Contents) -> str:
@@ -81,6 +85,8 @@ def render(contents: Contents) -> str:
       data=contents.config['data']['name'],
       quantizer=contents.config['quantizer']['name'],
       metrics=contents.metrics,
+      images_per_second=contents.images_per_second,
+      validated=any('split' in record for record in contents.records),
       anchors=contents.anchors,
       paper=paper.TABLE_1.get(contents.config['data']['name'], {}),
       num_codes=len(contents.codebook),
@@ -165,13 +171,6 @@ def _versions():
   found = {name: importlib.metadata.version(name) for name in _PACKAGES}
   devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
   return found | {'python': platform.python_version(), 'devices': devices}
-
-
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the objects of `metrics.jsonl`, none if there is no such file."""
-  if not path.exists():
-    return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _png_uri(picture):

@@ -3,6 +3,7 @@
 import hashlib
 import pathlib
 from typing import Any
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -11,56 +12,91 @@ import numpy as np
 from gmvq_jax import anchors
 from gmvq_jax import checkpoint
 from gmvq_jax import experiment as experiment_lib
+from gmvq_jax import metrics as metrics_lib
 from gmvq_jax import report
+from gmvq_jax import train_step
 from gmvq_jax import workdir as workdir_lib
 
-_DISSECTED = 18
+# Pixels in the images that a report takes apart, and how many of them.
+_DISSECTED_PIXELS = 2**19
+_DISSECTED = (3, 18)
 
 
-def conclude(
+class Result(NamedTuple):
+  """The best checkpoint of a run, on the test split.
+
+  Attributes:
+    state: of that checkpoint.
+    code_counts: `[C]`, how often each code occurs in the split.
+    summary: what `summary.json` holds, less the rate of training.
+  """
+
+  state: train_step.TrainState
+  code_counts: np.ndarray
+  summary: dict[str, Any]
+
+
+def evaluate_best(
+    experiment: experiment_lib.Experiment, checkpoints: checkpoint.Checkpoints
+) -> Result:
+  """Evaluates the best checkpoint on the test split.
+
+  Raises:
+    errors.UserError: when there is no checkpoint that can be read.
+  """
+  state, step = checkpoints.restore_best(experiment.abstract_state())
+  evaluation = experiment.evaluate(state, 'test')
+  known = {'step': step, 'parameters_sha256': _hash(state.eval_variables)}
+  return Result(state, evaluation.code_counts, evaluation.metrics | known)
+
+
+def write_report(
     experiment: experiment_lib.Experiment,
     path: pathlib.Path,
-    checkpoints: checkpoint.Checkpoints,
-    images_per_second: float = 0.0,
-) -> dict[str, Any]:
-  """Evaluates the best checkpoint on the test split and writes the report.
+    result: Result,
+    images_per_second: float | None = None,
+) -> None:
+  """Writes `report.html`.
 
   Args:
     experiment: of the run.
     path: its work directory.
-    checkpoints: its checkpoints.
-    images_per_second: the rate of training; 0 if unknown.
-
-  Returns:
-    What `summary.json` holds.
+    result: of `evaluate_best`.
+    images_per_second: the rate of training, if known.
   """
-  state, evaluation, summary = _evaluate(experiment, checkpoints)
-  if images_per_second:
-    summary['images_per_second'] = images_per_second
   config, splits = experiment.config, experiment.splits
-  images = splits.test[:_DISSECTED]
-  decoded, codes = experiment.reconstruct(state, images)
-  quantizer, variables = experiment.model.quantizer, state.eval_variables
+  _, height, width, _ = splits.test.shape
+  count = np.clip(_DISSECTED_PIXELS // (height * width), *_DISSECTED)
+  images = splits.test[: int(count)]
+  decoded, codes = experiment.reconstruct(result.state, images)
+  quantizer = experiment.model.quantizer
+  variables = result.state.eval_variables
   codebook = quantizer.embed(
       variables.params['quantizer'],
       variables.quantizer_state,
       np.arange(quantizer.num_codes),
   )
-  patches = anchors.patches_of(config, images.shape[1:])
+  patches = anchors.patches_of(config, splits.test.shape[1:])
   contents = report.Contents(
       config=config.to_dict(),
-      metrics=summary,
-      anchors=anchors.compute(splits, config.data.name, patches),
-      records=report.read_records(path / 'metrics.jsonl'),
+      metrics=result.summary,
+      images_per_second=images_per_second,
+      anchors=anchors.compute(
+          splits,
+          config.data.name,
+          patches.bits,
+          patches,
+          batch_size=config.eval_batch_size,
+      ),
+      records=metrics_lib.read(path),
       images=images,
       reconstructions=decoded,
       codes=codes,
       codebook=jax.device_get(codebook),
-      code_counts=evaluation.code_counts,
+      code_counts=result.code_counts,
       num_steps=experiment.num_steps,
   )
   report.write(path / 'report.html', contents)
-  return summary
 
 
 def evaluate_workdir(workdir: str) -> dict[str, Any]:
@@ -72,8 +108,8 @@ def evaluate_workdir(workdir: str) -> dict[str, Any]:
   Raises:
     errors.UserError: when there is no run or no checkpoint that can be read.
   """
-  experiment, checkpoints = _open(workdir)
-  return _evaluate(experiment, checkpoints)[2]
+  experiment, checkpoints, _ = _open(workdir)
+  return evaluate_best(experiment, checkpoints).summary
 
 
 def report_workdir(workdir: str) -> pathlib.Path:
@@ -84,27 +120,18 @@ def report_workdir(workdir: str) -> pathlib.Path:
   Raises:
     errors.UserError: as `evaluate_workdir`.
   """
-  experiment, checkpoints = _open(workdir)
-  path = pathlib.Path(workdir).expanduser().resolve()
+  experiment, checkpoints, path = _open(workdir)
+  result = evaluate_best(experiment, checkpoints)
   done = workdir_lib.read_json(path / 'summary.json') or {}
-  rate = done.get('images_per_second', 0.0)
-  conclude(experiment, path, checkpoints, rate)
+  write_report(experiment, path, result, done.get('images_per_second'))
   return path / 'report.html'
 
 
 def _open(workdir):
   config = ConfigDict(workdir_lib.read_config(workdir))
   experiment = experiment_lib.Experiment(config)
-  path = pathlib.Path(workdir).expanduser()
-  return experiment, checkpoint.Checkpoints(path)
-
-
-def _evaluate(experiment, checkpoints):
-  """Returns the best state, its evaluation, and what is to be known of it."""
-  state, step = checkpoints.restore_best(experiment.abstract_state())
-  evaluation = experiment.evaluate(state, 'test')
-  known = {'step': step, 'parameters_sha256': _hash(state.eval_variables)}
-  return state, evaluation, evaluation.metrics | known
+  path = pathlib.Path(workdir).expanduser().resolve()
+  return experiment, checkpoint.Checkpoints(path), path
 
 
 def _hash(variables):

@@ -1,6 +1,7 @@
 """A run: from a configuration to a work directory with a trained model."""
 
 import contextlib
+import logging
 import math
 import pathlib
 import signal
@@ -21,6 +22,7 @@ from gmvq_jax import progress
 from gmvq_jax import results
 from gmvq_jax import workdir as workdir_lib
 
+_LOGGER = logging.getLogger(__name__)
 _PICTURED = 32
 
 
@@ -75,6 +77,9 @@ def _run(experiment, path, checkpoints):
   config, num_steps = experiment.config, experiment.num_steps
   summary = workdir_lib.read_json(path / 'summary.json')
   if summary is not None:
+    if not (path / 'report.html').exists():
+      result = results.evaluate_best(experiment, checkpoints)
+      _report(experiment, path, result, summary.get('images_per_second'))
     return summary
   state, place, step = _start(experiment, checkpoints)
   # Not before it is sure that the run can start.
@@ -95,23 +100,45 @@ def _run(experiment, path, checkpoints):
       display.line(f'Stopped; saved step {step}. The same command continues.')
       return None
     display.line('Evaluating on the test split and writing the report.')
-    summary = results.conclude(
-        experiment, path, checkpoints, display.images_per_second
-    )
-    metrics = {k: v for k, v in summary.items() if isinstance(v, float)}
-    writer.write(summary['step'], metrics, split='test')
+    result = results.evaluate_best(experiment, checkpoints)
+    metrics = {k: v for k, v in result.summary.items() if isinstance(v, float)}
+    writer.write(result.summary['step'], metrics, split='test')
+    rate = display.images_per_second
+    summary = result.summary | {'images_per_second': rate}
     workdir_lib.write_json(path / 'summary.json', summary)
+    _report(experiment, path, result, rate)
     return summary
   finally:
     display.close()
     writer.close()
 
 
+def _report(experiment, path, result, images_per_second):
+  """Writes the report; if that fails, the run is no less complete."""
+  try:
+    results.write_report(experiment, path, result, images_per_second)
+  except Exception as error:
+    reason = ' '.join(str(error).split())[:200]
+    _LOGGER.warning(
+        'The report is not written (%s: %s); --mode=report tries again.',
+        type(error).__name__,
+        reason,
+    )
+
+
 def _start(experiment, checkpoints):
   """Returns a state, its place and its step: resumed, from a run, or fresh."""
   restored = checkpoints.restore_latest(experiment.abstract_state())
   if restored is not None:
-    return restored
+    state, place, step = restored
+    if place['data'] != experiment.data_identity:
+      raise errors.UserError(
+          f'config.data.name={experiment.config.data.name}: these are not the'
+          f' images that the run began with ({place["data"]} then,'
+          f' {experiment.data_identity} now); give those, or another work'
+          ' directory'
+      )
+    return state, place['batches'], step
   state = experiment.init_state()
   if experiment.config.init_from:
     state = _init_from(experiment, state)
@@ -171,7 +198,8 @@ def _save(experiment, state, batches, step, evaluated, outputs):
   validation = None
   if evaluated:
     validation = _validate(experiment, state, step, outputs)
-  outputs.checkpoints.save(step, state, batches.get_state(), validation)
+  place = {'data': experiment.data_identity, 'batches': batches.get_state()}
+  outputs.checkpoints.save(step, state, place, validation)
   outputs.writer.flush()
   return state
 

@@ -3,7 +3,9 @@
     config.json      the configuration, complete
     metrics.jsonl    a JSON object per logged step and per evaluation
     summary.json     the final test metrics
-    checkpoints/     see checkpoint.py
+    report.html      see report.py
+    checkpoints/     see checkpoint.py; those that cannot be read are moved to
+                     damaged_checkpoints/
     pictures/        originals above their reconstructions, per evaluation
     tensorboard/     the same metrics and pictures for TensorBoard
 """
@@ -61,8 +63,11 @@ def lock(workdir: pathlib.Path):
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a JSON file, whole or not at all."""
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
-  os.replace(temporary, path)
+  try:
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def read_json(path: pathlib.Path) -> Any:

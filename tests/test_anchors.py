@@ -12,7 +12,6 @@ import tiny
 
 from gmvq_jax import anchors
 from gmvq_jax import data
-from gmvq_jax import errors
 from gmvq_jax.anchors import Patches
 
 
@@ -106,28 +105,57 @@ def test_kmeans_is_near_the_best_in_one_dimension(rng):
 
 @pytest.mark.parametrize(
     'bits, side, num_codes',
-    [(640, 4, 1024), (64, 4, 2), (1280, 2, 32), (16, 8, 2), (4, 16, 2)],
+    [(640, 4, 1024), (64, 8, 16), (1280, 2, 32), (16, 16, 16), (4, 32, 16)],
 )
 def test_patches_are_chosen_for_the_bits(bits, side, num_codes):
-  patches = anchors.patches_for_bits(bits, (32, 32, 3), 4)
+  """Of those that give them the largest, whose centroids see the most."""
+  patches = anchors.patches_for_bits(bits, (32, 32, 3))
   assert patches == Patches(side, num_codes, bits)
 
 
-@pytest.mark.parametrize('bits', [0.5, 1e6, -3])
-def test_bits_out_of_reach_are_refused(bits):
-  with pytest.raises(errors.UserError, match='--bits='):
-    anchors.patches_for_bits(bits, (32, 32, 3), 4)
+def test_patches_come_near_other_bits():
+  for bits in (5, 40, 47, 90, 300, 3001):
+    patches = anchors.patches_for_bits(bits, (32, 32, 3))
+    assert patches.bits == pytest.approx(bits, rel=0.1)
+
+
+def test_bits_that_no_patches_give():
+  for bits in (0.5, 1e6):
+    assert anchors.patches_for_bits(bits, (32, 32, 3)) is None
+
+
+@pytest.mark.parametrize(
+    'shape, side',
+    [((300, 300), 30), ((180, 320), 20), ((36, 64), 4), ((7, 7), 1)],
+)
+def test_blocks_are_as_large_as_their_covariance_allows(shape, side):
+  images = np.zeros((60, *shape, 3), np.uint8)
+  assert anchors.gaussian(images, 10.0)['block'] == side
+
+
+def test_what_does_not_vary_costs_nothing():
+  images = np.full((10, 8, 8, 3), 7, np.uint8)
+  assert anchors.gaussian(images, 10.0)['mse'] == 0
+  metrics = anchors.kmeans_patches(images, images, Patches(4, 4, 8.0))
+  assert metrics['mse'] == pytest.approx(0, abs=1e-12)
 
 
 def test_they_are_cached_by_the_data(photographs, monkeypatch):
   splits = data.Splits(photographs[:400], photographs[:1], photographs[500:])
   patches = Patches(4, 8, 48.0)
-  once = anchors.compute(splits, 'some', patches)
+  once = anchors.compute(splits, 'some', 48.0, patches)
   with monkeypatch.context() as patch:
     patch.setattr(anchors, 'kmeans_patches', None)
-    assert anchors.compute(splits, 'some', patches) == once
+    assert anchors.compute(splits, 'some', 48.0, patches) == once
   other = splits._replace(test=photographs[400:500])
-  assert anchors.compute(other, 'some', patches) != once
+  assert anchors.compute(other, 'some', 48.0, patches) != once
+
+
+def test_too_many_centroids_are_left_out(photographs):
+  splits = data.Splits(photographs[:400], photographs[:1], photographs[500:])
+  result = anchors.compute(splits, 'some', 99.0, Patches(4, 2**13, 99.0))
+  assert result['kmeans'] is None
+  assert result['gaussian']['mse'] > 0
 
 
 def call(*flags):
@@ -148,7 +176,6 @@ def test_the_command_prints_both(tmp_path, photographs):
   printed = json.loads(result.stdout)
   assert printed['bits'] == 64
   assert printed['kmeans']['num_codes'] == 16
-  # What is given 4 bits a patch by a Gaussian is better than by centroids.
   assert 0 < printed['gaussian']['mse'] < printed['kmeans']['mse'] < 0.1
 
 
@@ -158,7 +185,9 @@ def test_a_mistake_is_one_line(tmp_path, photographs):
   for flags, message in [
       ([], '--config is missing'),
       ([*config, '--bits=many'], 'bits'),
-      ([*config, '--bits=1e9'], '--bits=1e+09'),
+      ([*config, '--bits=nan'], '--bits=nan'),
+      ([*config, '--bits=-3'], '--bits=-3'),
+      ([*config, '--config.network.num_downsamplings=5'], 'be halved'),
       ([*config, 'extra'], 'extra'),
   ]:
     result = call(*flags)

@@ -80,11 +80,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.hang_up()
       return
     self.send_response(200)
-    if server.behaviour != 'no length':
+    if 'no length' not in server.behaviour:
       self.send_header('Content-Length', str(len(server.content)))
     self.end_headers()
     half = server.content[: len(server.content) // 2]
-    if server.behaviour == 'whole':
+    if server.behaviour.startswith('whole'):
       self.wfile.write(server.content)
       return
     self.wfile.write(half)
@@ -253,17 +253,30 @@ def test_a_failed_download_says_what_can_be_done(
   assert len(load('train')[0]) == NUM_TRAIN
 
 
+def test_a_server_need_not_say_the_length(load, server, images):
+  server.behaviour = 'whole, no length'
+  np.testing.assert_array_equal(load('test')[0], images['test'])
+
+
 def test_an_archive_placed_by_hand_is_used(
     load, server, archive, images, cache
 ):
   cache.mkdir(parents=True)
   placed = cache / 'cifar-10-binary.tar.gz'
-  placed.write_bytes(archive[:1000])
-  line = refused(load, 'has the md5', 'train')
-  assert str(placed) in line
   placed.write_bytes(archive)
   np.testing.assert_array_equal(load('test')[0], images['test'])
   assert not server.requests
+
+
+def test_another_archive_placed_by_hand_is_not_in_the_way(
+    load, server, archive, images, cache, caplog
+):
+  cache.mkdir(parents=True)
+  placed = cache / 'cifar-10-binary.tar.gz'
+  placed.write_bytes(archive[:1000])
+  np.testing.assert_array_equal(load('test')[0], images['test'])
+  assert len(server.requests) == 1
+  assert f'{placed} is not the archive expected' in caplog.text
 
 
 @pytest.mark.parametrize('keep_bytes', [0, 100, 40_000])
@@ -300,6 +313,7 @@ def test_it_is_wanted_where_no_prepared_copy_is(
   monkeypatch.setenv(
       'TFDS_DATA_DIR', str(directories['environment']) if environment else ''
   )
+  directories['environment'].mkdir()
   if prepared:
     (directories[prepared] / 'cifar10').mkdir(parents=True)
   assert cifar10.wanted('somewhere' if configured else '') == wanted
@@ -308,8 +322,16 @@ def test_it_is_wanted_where_no_prepared_copy_is(
     assert cifar10.wanted('somewhere' if configured else '') == wanted
 
 
-def test_cifar10_by_name_is_the_archive(load, server, images, monkeypatch):
+def test_a_directory_that_does_not_exist_is_named(monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', '/no/where')
+  with pytest.raises(errors.UserError, match="'/no/where': there is no such"):
+    data.load('cifar10')
+
+
+def test_cifar10_by_name_is_the_archive(
+    load, server, images, monkeypatch, tmp_path
+):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   by_default = functools.partial(
       cifar10.load, url=server.url, md5=hashlib.md5(server.content).hexdigest()
   )

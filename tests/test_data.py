@@ -383,3 +383,31 @@ def test_tfds_mistakes_are_named(tfds_dir, tmp_path):
       ('cifar10', {'dir': str(tmp_path / 'nothing')}, 'not found in'),
   ]:
     refused(message, name, **{'dir': str(tfds_dir)} | fields)
+
+
+def test_a_path_must_be_given():
+  for kind in ('folder', 'array'):
+    with pytest.raises(errors.UserError, match='the path is missing'):
+      data.load(f'{kind}:')
+
+
+def test_colour_is_not_taken_for_grey(tmp_path, photographs):
+  np.save(tmp_path / 'a.npy', photographs[:20])
+  with pytest.raises(errors.UserError, match='channels=1.*in colour'):
+    data.load(f'array:{tmp_path}/a.npy', channels=1)
+  np.save(tmp_path / 'a.npy', photographs[:20, ..., :1])
+  splits, _ = data.load(f'array:{tmp_path}/a.npy', channels=1)
+  assert splits.train.shape[-1] == 1
+
+
+@pytest.mark.parametrize('limit, keep', [('max', 'memory'), ('3000', 'stream')])
+def test_a_container_may_have_less_memory(
+    tmp_path, photographs, monkeypatch, limit, keep
+):
+  (tmp_path / 'memory.max').write_text(limit)
+  monkeypatch.setattr(loading, '_CONTAINER_LIMIT', tmp_path / 'memory.max')
+  monkeypatch.setattr(loading, '_DEVICE_BYTES', 1000)
+  np.save(tmp_path / 'a.npy', photographs[:20])
+  splits, on_device = data.load(f'array:{tmp_path}/a.npy')
+  assert not on_device
+  assert isinstance(splits.train, np.ndarray) == (keep == 'memory')

@@ -479,3 +479,43 @@ def test_nothing_half_written_stays_in_the_cache(cache, error):
   with contextlib.suppress(KeyboardInterrupt):
     sources.write_cached(path, write)
   assert [p for p in cache.rglob('*') if p.is_file()] == []
+
+
+def test_what_was_wrong_is_looked_at_again(folder, monkeypatch):
+  """A permission or a network may be mended without a change of the file."""
+  write_splits(folder)
+  write(folder / 'train' / 'other.png', noise(5))
+  opened = Image.open
+
+  def fails(path, *args, **kwargs):
+    if pathlib.Path(path).name == 'other.png':
+      raise PermissionError('not now')
+    return opened(path, *args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Image, 'open', fails)
+    assert len(load(folder).train) == 1
+  assert len(load(folder).train) == 2
+
+
+def test_a_file_that_changes_its_size_while_it_is_streamed(folder):
+  write_splits(folder)
+  write(folder / 'train' / 'other.png', noise(5))
+  images = load(folder, 'stream').train
+  write(folder / 'train' / 'other.png', noise(5, 8, 8))
+  with pytest.raises(errors.UserError, match='other.png: is of another size'):
+    images[:]
+
+
+def test_links_in_a_circle_are_followed_once(folder):
+  write_splits(folder)
+  (folder / 'train' / 'loop').symlink_to(folder / 'train')
+  assert len(load(folder).train) == 1
+
+
+def test_images_beside_the_splits_are_not_looked_at(folder, caplog):
+  write_splits(folder)
+  write(folder / 'cover.png', noise(1, 30, 30))
+  (folder / 'broken.png').write_bytes(b'')
+  assert len(load(folder).train) == 1
+  assert not said(caplog)

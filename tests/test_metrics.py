@@ -67,3 +67,9 @@ def test_a_full_disk_is_an_error_and_no_wait(tmp_path, monkeypatch):
     for step in range(100):
       writer.write(step, {'loss': 1.0})
       writer.flush()
+
+
+def test_what_a_kill_cut_off_is_left_out(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2, "lo')
+  assert metrics.read(tmp_path) == [{'step': 1}]
+  assert metrics.read(tmp_path / 'nothing') == []

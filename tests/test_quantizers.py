@@ -175,7 +175,8 @@ def test_each_device_draws_noise_of_its_own(quantizer):
           out_specs=PartitionSpec('data'),
       )
   )(same)
-  assert len(np.unique(np.asarray(z)[:, 0, 0])) == 8 or np.any(codes != codes[0])
+  # The relaxed mixture differs, or the code that was drawn.
+  assert len(np.unique(z[:, 0, 0])) == 8 or np.any(codes != codes[0])
 
 
 @those(lambda name: not name.startswith(('fsq', 'gumbel')))

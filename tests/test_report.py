@@ -29,15 +29,16 @@ def contents(rng):
   )
   kmeans = {
       'mse': 5e-3, 'psnr': 23.0, 'perplexity': 9.0, 'bits_per_image': 50.0,
-      'side': 4, 'num_codes': 16,
+      'side': 4, 'num_codes': 16, 'bits': 64.0,
   }  # fmt: skip
   return report.Contents(
       config=config,
       metrics={
           'mse': 0.0123456, 'psnr': 19.085, 'ssim': 0.5, 'perplexity': 12.34,
           'codes_used': 0.75, 'bits_per_image': 55.5, 'step': 8,
-          'images_per_second': 321.0, 'parameters_sha256': 'abcdef0123456789',
+          'parameters_sha256': 'abcdef0123456789',
       },
+      images_per_second=321.0,
       anchors={
           'kmeans': kmeans,
           'gaussian': {'mse': 2e-3, 'psnr': 27.0, 'block': 16, 'whole': True},
@@ -137,6 +138,24 @@ def test_a_run_without_records_or_with_one_channel_of_codes(contents):
   bare = contents._replace(records=[], codebook=contents.codebook[:, :1])
   svgs = Page(report.render(bare)).images('image/svg+xml')
   assert len(svgs) == 1 + 3
+
+
+def test_what_is_unknown_is_left_out(contents):
+  """No k-means for so many codes, no rate, nothing validated yet."""
+  contents.anchors['kmeans'] = None
+  bare = contents._replace(images_per_second=None, records=[])
+  text = Page(report.render(bare)).text
+  for words in ('k-means', 'images a second', 'best on validation'):
+    assert words not in text
+    assert words in Page(report.render(contents)).text or words == 'k-means'
+
+
+def test_a_large_codebook_makes_no_large_page(contents, rng):
+  large = contents._replace(
+      codebook=rng.normal(size=(2**16, 4)).astype(np.float32),
+      code_counts=rng.integers(0, 9, 2**16),
+  )
+  assert len(report.render(large)) < 3e6
 
 
 def test_writing_is_whole_or_not_at_all(contents, tmp_path, monkeypatch):

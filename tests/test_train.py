@@ -205,7 +205,7 @@ def test_a_checkpoint_never_evaluated_is_fit_to_be(name, tmp_path):
   exp = experiment.Experiment(config)
   checkpoints = checkpoint.Checkpoints(tmp_path / 'run')
   state, place, step = checkpoints.restore_latest(exp.abstract_state())
-  assert step == place['next_index'] == 8
+  assert step == place['batches']['next_index'] == 8
   chex.assert_trees_all_close(state, exp.calibrate(state), rtol=1e-5)
 
 
@@ -276,3 +276,26 @@ def test_starting_from_averaged_parameters(name, tmp_path):
     )  # fmt: skip
     second = train.run(config, str(tmp_path / f'second {here}'))
     assert second['mse'] == pytest.approx(summary['mse'], rel=1e-3)
+
+
+def test_a_report_that_fails_loses_nothing(name, tmp_path, monkeypatch, caplog):
+  """The run is complete, and its report is written when it can be."""
+  workdir = tmp_path / 'run'
+  with monkeypatch.context() as patch:
+    patch.setattr(results.report, 'write', None)
+    summary = train.run(tiny.config(name), str(workdir))
+  assert 'The report is not written (TypeError' in caplog.text
+  assert json.loads((workdir / 'summary.json').read_text()) == summary
+  assert not (workdir / 'report.html').exists()
+  assert train.run(tiny.config(name), str(workdir)) == summary
+  assert (workdir / 'report.html').exists()
+
+
+def test_a_run_does_not_go_on_with_other_images(name, tmp_path, photographs):
+  workdir = tmp_path / 'run'
+  train.run(tiny.config(name), str(workdir))
+  (workdir / 'summary.json').unlink()
+  shutil.rmtree(workdir / 'checkpoints' / '12')
+  tiny.save_images(tmp_path, photographs[::-1])
+  with pytest.raises(errors.UserError, match='not the images that the run'):
+    train.run(tiny.config(name), str(workdir))

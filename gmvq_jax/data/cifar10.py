@@ -36,11 +36,14 @@ def wanted(data_dir: str) -> bool:
   """Whether the archive is to be used: TensorFlow Datasets has no copy.
 
   Args:
-    data_dir: the configured one; if there is one, it is to be used.
+    data_dir: the configured one; if there is one, it is to be used, and so is
+      a `$TFDS_DATA_DIR` that does not exist, so that it is named as wrong.
   """
-  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  prepared = pathlib.Path(default, 'cifar10').expanduser()
-  return not data_dir and not prepared.is_dir()
+  given = os.environ.get('TFDS_DATA_DIR')
+  tfds_dir = pathlib.Path(given or '~/tensorflow_datasets').expanduser()
+  if data_dir or (given and not tfds_dir.is_dir()):
+    return False
+  return not (tfds_dir / 'cifar10').is_dir()
 
 
 def load(
@@ -109,29 +112,34 @@ def _archive(url, md5):
   """Returns the bytes of the archive: the user's, else downloaded."""
   placed = sources.cache_dir() / _ARCHIVE
   if placed.is_file():
-    content, where = placed.read_bytes(), str(placed)
-  else:
-    content, where = _download(url), url
+    content = placed.read_bytes()
+    if hashlib.md5(content).hexdigest() == md5:
+      return content
+    _LOGGER.warning('%s is not the archive expected, and not used.', placed)
+  content = _download(url)
   found = hashlib.md5(content).hexdigest()
   if found != md5:
-    raise _not_here(f'{where} has the md5 {found}, which must be {md5}')
+    raise _not_here(f'{url} has the md5 {found}, which must be {md5}')
   return content
 
 
 def _download(url):
   """Returns what is at a URL, whole."""
-  chunks = []
   try:
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
       size = int(response.headers.get('Content-Length', 0))
       text = f'Downloading CIFAR10 ({size / 1e6:.0f} MB)'
       _LOGGER.info('%s from %s.', text, url)
-      for _ in progress.track(range(math.ceil(size / _CHUNK)), text):
-        chunks.append(response.read(_CHUNK))
+      chunks = [
+          response.read(_CHUNK)
+          for _ in progress.track(range(math.ceil(size / _CHUNK)), text)
+      ]
+      if not size:  # A server need not say.
+        chunks.append(response.read())
   except (OSError, http.client.HTTPException, ValueError) as error:
     raise _not_here(f'{url}: {error}') from error
   content = b''.join(chunks)
-  if len(content) != size:
+  if len(content) < size:
     raise _not_here(
         f'{url}: the connection broke after {len(content)} of {size} bytes'
     )

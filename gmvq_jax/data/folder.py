@@ -57,14 +57,18 @@ def load(
     )
   identity = f'{sources.identity_of_files(files)} {shape}'
   checked = sources.remember(name, identity, lambda: _check(files, shape))
+  # What was wrong may have been the network, or a permission.
+  bad = [i for i, (*_, reason) in enumerate(checked) if reason]
+  for i, again in zip(bad, _check([files[i] for i in bad], shape), strict=True):
+    checked[i] = again
   good = _usable(name, files, checked, skip_bad)
   parts = _divide(name, path, good, splits)
-  return tuple(
-      sources.Lazy(
-          _reader(part, shape), len(part), identity=f'{identity} {split}'
-      )
-      for split, part in parts.items()
-  )
+  return tuple(_lazy(part, shape) for part in parts.values())
+
+
+def _lazy(files, shape):
+  identity = f'{sources.identity_of_files(files)} {shape}'
+  return sources.Lazy(_reader(files, shape), len(files), identity=identity)
 
 
 def _find(path, splits):
@@ -200,6 +204,12 @@ def _reader(files, shape):
       ) from error
 
   def read(indices):
-    return np.stack(list(pool.map(read_one, indices)))
+    images = list(pool.map(read_one, indices))
+    for index, image in zip(indices, images, strict=True):
+      if image.shape != images[0].shape:
+        raise errors.UserError(
+            f'{files[index]}: is of another size than at the start'
+        )
+    return np.stack(images)
 
   return read

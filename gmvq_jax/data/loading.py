@@ -14,6 +14,7 @@ from gmvq_jax.data import sources
 from gmvq_jax.data import tfds
 
 _DEVICE_BYTES = 2 * 2**30
+_CONTAINER_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')
 
 
 class Splits(NamedTuple):
@@ -73,6 +74,8 @@ def load(
   """
   shape = pixels.Shape(crop, size, channels)
   kind, colon, path = name.partition(':')
+  if colon and not path:
+    raise errors.UserError(f'data.name={name}: the path is missing; give one')
   path = pathlib.Path(path).expanduser()
   if colon and kind == 'folder':
     parts = folder.load(path, shape, skip_bad=bad_images == 'skip')
@@ -88,7 +91,7 @@ def load(
   else:
     parts = tfds.load(name, dir, (train, validation, test), shape)
   splits = Splits(*parts)
-  _check(name, splits)
+  _check(name, splits, channels)
 
   num_bytes = sum(images.nbytes for images in splits)
   if keep == 'auto':
@@ -101,8 +104,16 @@ def load(
 def _choose(num_bytes):
   if num_bytes <= _DEVICE_BYTES:
     return 'device'
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  return 'memory' if num_bytes <= memory / 2 else 'stream'
+  return 'memory' if num_bytes <= _memory() / 2 else 'stream'
+
+
+def _memory():
+  """Returns the bytes of memory of this machine, or of its container."""
+  machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  try:
+    return min(machine, int(_CONTAINER_LIMIT.read_text()))
+  except (OSError, ValueError):  # No container, or one without a limit.
+    return machine
 
 
 def _refuse(name, **fields):
@@ -113,7 +124,7 @@ def _refuse(name, **fields):
       )
 
 
-def _check(name, splits):
+def _check(name, splits, channels):
   for split, images in zip(Splits._fields, splits, strict=True):
     if not len(images):
       raise errors.UserError(
@@ -126,4 +137,10 @@ def _check(name, splits):
         f'data.name={name!r}: its splits hold images of different shapes:'
         f' {sorted(shapes)}; they must be alike, and those of TensorFlow'
         ' Datasets are made so by --config.data.size=SIDE'
+    )
+  (shape,) = shapes
+  if channels == 1 and shape[-1] != 1:
+    raise errors.UserError(
+        f'config.data.channels=1: {name} holds images in colour, and is used as'
+        ' it is; give 3'
     )

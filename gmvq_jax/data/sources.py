@@ -149,7 +149,8 @@ def remember(name: str, identity: str, compute: Callable[[], Any]) -> Any:
 
 def identity_of_files(paths: list[pathlib.Path]) -> str:
   """Returns what changes when a file is added, removed or written."""
-  return repr([(str(path), *_size_and_time(path)) for path in paths])
+  stats = [(str(path), *_size_and_time(path)) for path in paths]
+  return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
 def _size_and_time(path):

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,8 +11,8 @@ from gmvq_jax.quantizers import base
 # The levels of Mentzer 2023, table 1, by the bits of a code.
 _LEVELS = {
     4: (5, 3), 5: (8, 4), 6: (8, 8), 7: (5, 5, 5), 8: (8, 6, 5), 9: (8, 8, 8),
-    10: (8, 5, 5, 5), 11: (8, 8, 6, 5), 12: (7, 5, 5, 5, 5), 14: (8, 8, 8, 6, 5),
-    16: (8, 8, 8, 5, 5, 5),
+    10: (8, 5, 5, 5), 11: (8, 8, 6, 5), 12: (7, 5, 5, 5, 5),
+    14: (8, 8, 8, 6, 5), 16: (8, 8, 8, 5, 5, 5),
 }  # fmt: skip
 _MARGIN = 1e-3
 
@@ -23,7 +22,9 @@ def levels_near(num_codes: int) -> tuple[int, ...]:
   return min(_LEVELS.values(), key=lambda x: abs(math.prod(x) - num_codes))
 
 
-def fsq(num_codes: int = 1024, *, levels: tuple[int, ...] = ()) -> base.Quantizer:
+def fsq(
+    num_codes: int = 1024, *, levels: tuple[int, ...] = ()
+) -> base.Quantizer:
   """Finite scalar quantization (https://arxiv.org/abs/2309.15505).
 
   Each of a few channels is bounded by a tanh and rounded to one of its levels,

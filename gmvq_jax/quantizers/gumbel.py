@@ -27,8 +27,8 @@ def gumbel(
 
   There is no k-means start: codewords are not compared with latents.
 
-  Parameters: `{'codebook': [C, L], 'kernel': [L, C], 'bias': [C]}`. State: none.
-  Metrics: `kl` and `posterior_entropy` (nats), `quantization_error` and
+  Parameters: `{'codebook': [C, L], 'kernel': [L, C], 'bias': [C]}`. State:
+  none. Metrics: `kl` and `posterior_entropy` (nats), `quantization_error` and
   `latent_variance`.
 
   Args:
