@@ -15,10 +15,9 @@ def get_config() -> ConfigDict:
   config = config_lib.default_config()
   config.data.name = 'photographs'
   config.data.size = 32
-  config.quantizer = config_lib.gmvq_config()
+  config.quantizer = config_lib.quantizer_config('gmvq')
   config.quantizer.num_codes = 512
   config.quantizer.dim = 32
-  config.quantizer.beta = 10.0
   config.network.width = 32
   config.batch_size = 64
   config.num_steps = 1200

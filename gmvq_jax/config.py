@@ -81,21 +81,29 @@ def default_config() -> ConfigDict:
   })
 
 
-def gmvq_config() -> ConfigDict:
-  """Returns the `quantizer` fields of GM-VQ, at the paper's values if known."""
-  return ConfigDict({
-      'name': 'gmvq',
-      'num_codes': 1024,
-      'dim': 64,
-      'gamma': 0.01,
-      'beta': 1.0,
-      'two_sigma2': 1.0,
-      'latent': 'coupled',
-      'aggregate': 'positions',
-      'hard': True,
-      'stop_variance_gradient': False,
-      'weight_scale': 1.0,
-  })
+# What has no default of its own: the codebook's size, and GM-VQ's weights.
+_GIVEN = {'num_codes': 1024, 'dim': 64, 'gamma': 0.01, 'beta': 10.0}
+
+
+def quantizer_config(name: str) -> ConfigDict:
+  """Returns the `quantizer` fields of a method, at their defaults.
+
+  Args:
+    name: such as `gmvq` or `vqvae+l2+replace`; see `quantizers.make`.
+
+  Raises:
+    errors.UserError: for an unknown name.
+  """
+  try:
+    parameters = quantizers.fields(name)
+  except ValueError as error:
+    raise errors.UserError(str(error)) from error
+  fields = {
+      key: _GIVEN[key] if parameter.default is parameter.empty
+      else parameter.default
+      for key, parameter in parameters.items()
+  }
+  return ConfigDict({'name': name} | fields)
 
 
 _AT_LEAST_0 = (lambda x: x >= 0, 'at least 0')

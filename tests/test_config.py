@@ -36,7 +36,7 @@ def test_every_config_of_every_method_is_valid(path):
 
 
 def test_an_unknown_method_is_refused():
-  with pytest.raises(errors.UserError, match='no such method'):
+  with pytest.raises(errors.UserError, match="'typo' is unknown"):
     load(pathlib.Path('configs/cifar10.py')).get_config('typo')
 
 

@@ -216,7 +216,7 @@ MISTAKES = {
     'no such file': (['--config=configs/no.py'], 'no.py: there is no such'),
     'file of no config': (['--config=setup.cfg'], 'cannot be called'),
     'no such file, apart': (['--config', 'no.py'], 'no.py: there is no such'),
-    'no such method': ([f'{CIFAR10}:typo'], 'typo: there is no such method'),
+    'no such method': ([f'{CIFAR10}:typo'], "name='typo' is unknown"),
     'no such field': ([CIFAR10, '--config.typo=1'], 'typo'),
     'no such nested field': (
         [CIFAR10, '--config.data.nmae=x'],

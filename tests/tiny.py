@@ -37,7 +37,7 @@ def save_images(directory, images):
 def config(data_name, **fields):
   """Returns the tiny configuration, with other fields as given."""
   result = config_lib.default_config()
-  result.quantizer = config_lib.gmvq_config()
+  result.quantizer = config_lib.quantizer_config('gmvq')
   result.data.name = data_name
   result.update_from_flattened_dict(
       FIELDS | {k.replace('__', '.'): v for k, v in fields.items()}
