@@ -11,6 +11,7 @@ import pytest
 import reference
 
 import gmvq_jax
+from gmvq_jax import checkpoint
 from gmvq_jax import distributed
 from gmvq_jax import quantizers
 
@@ -257,6 +258,62 @@ def test_shard_map_takes_either_recipe(quantizer, check_vma):
       )
   )(params, h)
   chex.assert_trees_all_close(got, expected, atol=1e-5)
+
+
+@each
+def test_any_number_of_devices_gives_the_same(quantizer):
+  """Loss, gradients, codes and state of a training step, batch divided."""
+  params, state, h = inputs(quantizer)
+
+  @jax.jit
+  def step(params, state, h):
+    def loss(params, h):
+      quantized, moved = train(quantizer, params, state, h)
+      squared_error = jnp.sum(jnp.square(quantized.z - 1), axis=(1, 2))
+      loss = quantizer.objective(
+          squared_error, quantized, data_dim=12, positions=3
+      )
+      return loss, (moved, quantized.codes, quantized.q_c)
+
+    value, gradients = jax.value_and_grad(
+        loss, argnums=(0, 1), has_aux=True
+    )(params, h)
+    return value, gradients, quantizer.finish(params, value[1][0])
+
+  results = []
+  for count in (1, 2, 4):
+    mesh = jax.make_mesh(
+        (count,),
+        (distributed.AXIS,),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:count],
+    )
+    everywhere = distributed.replicate((params, state), mesh)
+    divided = jax.device_put(h, distributed.batched(mesh))
+    results.append(jax.device_get(step(*everywhere, divided)))
+  for other in results[1:]:
+    chex.assert_trees_all_close(results[0], other, rtol=1e-5, atol=1e-5)
+
+
+@each
+def test_training_keeps_the_shape_of_params_and_state(quantizer):
+  params, state, h = inputs(quantizer)
+  _, trained = train(quantizer, params, state, h)
+  chex.assert_trees_all_equal_shapes_and_dtypes(state, trained)
+  finished = quantizer.finish(params, trained)[:2]
+  chex.assert_trees_all_equal_shapes_and_dtypes((params, state), finished)
+
+
+def test_a_checkpoint_holds_params_and_state(tmp_path):
+  trees = {}
+  for name, quantizer in QUANTIZERS.items():
+    params, state, h = inputs(quantizer)
+    trees[name] = (params, train(quantizer, params, state, h)[1], h)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(1, trees, {})
+  checkpoints.close()
+  restored, *_ = checkpoint.Checkpoints(tmp_path).restore_latest(trees)
+  chex.assert_trees_all_equal(restored, trees)
 
 
 @pytest.mark.parametrize('latent', quantizers.LATENT_TERMS)
