@@ -1,4 +1,4 @@
-"""What a configuration makes: the model, the optimiser, the data, the steps."""
+"""A configuration with its data and its programs: all that a run needs."""
 
 import functools
 import hashlib
@@ -7,48 +7,19 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
-import optax
 
-from gmvq_jax import autoencoder
 from gmvq_jax import config as config_lib
 from gmvq_jax import data
 from gmvq_jax import distributed
 from gmvq_jax import evaluate
-from gmvq_jax import losses
-from gmvq_jax import networks
-from gmvq_jax import quantizers
-from gmvq_jax import schedules
+from gmvq_jax import programs
 from gmvq_jax import train_step
 
 _IDENTIFYING = 64
 
 
-def make_model(config: ConfigDict, channels: int) -> autoencoder.Autoencoder:
-  """Builds the model of a configuration, for images of so many channels."""
-  quantizer = quantizers.make(**config.quantizer)
-  network = config.network
-  style = networks.Style(
-      batch_norm=network.batch_norm, dtype=jnp.dtype(network.dtype)
-  )
-  encoder = networks.Encoder(
-      heads=quantizer.heads,
-      width=network.width,
-      num_blocks=network.encoder_blocks,
-      num_downsamplings=network.num_downsamplings,
-      style=style,
-  )
-  decoder = networks.Decoder(
-      channels=channels,
-      width=network.width,
-      num_blocks=network.decoder_blocks,
-      num_upsamplings=network.num_downsamplings,
-      style=style,
-  )
-  return autoencoder.Autoencoder(encoder, quantizer, decoder)
-
-
 class Experiment:
-  """What a configuration makes: model, optimiser, data, compiled steps.
+  """A configuration with its data and its programs.
 
   Attributes:
     config: the configuration, validated.
@@ -60,39 +31,32 @@ class Experiment:
     optimizer: AdamW under that schedule.
   """
 
-  def __init__(self, config: ConfigDict):
+  def __init__(
+      self, config: ConfigDict, loaded: tuple[data.Splits, bool] | None = None
+  ):
     """Loads the data and builds the rest.
+
+    Args:
+      config: the configuration.
+      loaded: what `data.load` has returned for the same `config.data`.
 
     Raises:
       errors.UserError: for whatever does not fit.
     """
     config_lib.validate(config)
     self.config = config
-    self.splits, self._on_device = data.load(**config.data)
-    image_shape = self.splits.train.shape[1:]
+    self.splits, self._on_device = loaded or data.load(**config.data)
+    shape = self.splits.train.shape[1:]
     config_lib.validate_data(
-        config, image_shape, len(self.splits.train), jax.device_count()
+        config, shape, len(self.splits.train), jax.device_count()
     )
-    self._loss = losses.get(config.reconstruction_loss, image_shape)
     self.num_steps = config_lib.num_steps(config, len(self.splits.train))
     self.mesh = distributed.data_mesh()
-    self.model = make_model(config, channels=image_shape[-1])
-    self.learning_rate = schedules.learning_rate(
-        config.learning_rate,
-        self.num_steps,
-        warmup_fraction=config.warmup_fraction,
-        warmup_factor=config.warmup_factor,
+    self._numbers = programs.numbers_of(config)
+    self.model, self.optimizer, self.learning_rate = programs.build(
+        config, self._numbers, shape[-1], self.num_steps
     )
-    # Weight decay is the same for networks and codebook (section 5.1).
-    self.optimizer = optax.adamw(
-        self.learning_rate,
-        b1=config.adam_b1,
-        b2=config.adam_b2,
-        weight_decay=config.weight_decay,
-    )
-    self._eval_step = evaluate.make_eval_step(self.model, self.mesh)
-    self._calibrate = evaluate.make_calibrate(self.model, self.mesh)
-    self._reconstruct = jax.jit(self.model.reconstruct)
+    self._programs = programs.of(config, shape, self.num_steps)
 
   def batches(self):
     """Returns an iterator over training batches; see `data.batches`."""
@@ -109,9 +73,10 @@ class Experiment:
     images = self._some_training_images(
         max(self.config.kmeans.images, 1), seed=self.config.seed
     )[:]
-    sharding = distributed.replicated(self.mesh)
     key = jax.random.key(self.config.seed)
-    return jax.jit(self._init, out_shardings=sharding)(key, images)
+    return self._programs.init(
+        self._numbers, key, images, self.config.ema_decay > 0
+    )
 
   def abstract_state(self, ema: bool | None = None) -> train_step.TrainState:
     """Returns the shapes and shardings of a state, for restoring one.
@@ -119,43 +84,27 @@ class Experiment:
     Args:
       ema: whether it has a moving average; by default, as configured.
     """
+    if ema is None:
+      ema = self.config.ema_decay > 0
     count = max(self.config.kmeans.images, 1)
     shape = (count, *self.splits.train.shape[1:])
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    init = functools.partial(self._init, ema=ema)
+    state = jax.eval_shape(
+        lambda key, images: self._programs.init(
+            self._numbers, key, images, ema
+        ),
+        jax.random.key(0),
+        images,
+    )
     sharding = distributed.replicated(self.mesh)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(init, jax.random.key(0), images),
-    )
-
-  def _init(self, key, images, ema=None):
-    return train_step.init_state(
-        key,
-        self.model,
-        self.optimizer,
-        images,
-        kmeans=self.config.kmeans.images > 0,
-        kmeans_iterations=self.config.kmeans.iterations,
-        ema=self.config.ema_decay > 0 if ema is None else ema,
+        state,
     )
 
   def make_train_step(self):
     """Returns the compiled step; see `train_step.make_train_step`."""
-    temperature = self.config.temperature
-    return train_step.make_train_step(
-        self.model,
-        self.optimizer,
-        schedules.temperature(
-            temperature.start,
-            temperature.end,
-            self.num_steps,
-            shape=temperature.shape,
-        ),
-        reconstruction_loss=self._loss,
-        ema_decay=self.config.ema_decay,
-        flip=self.config.random_flip,
-    )
+    return functools.partial(self._programs.train_step, self._numbers)
 
   def calibrate(self, state: train_step.TrainState) -> train_step.TrainState:
     """Returns the state with the batch statistics to evaluate it with."""
@@ -164,7 +113,7 @@ class Experiment:
         batch_stats=state.variables.batch_stats
     )
     stats = evaluate.calibrated_batch_stats(
-        self._calibrate,
+        functools.partial(self._programs.calibrate, self._numbers),
         variables,
         self._some_training_images(self.config.calibration_images, seed=0),
         batch_size=self.config.eval_batch_size,
@@ -177,7 +126,7 @@ class Experiment:
   ) -> evaluate.Evaluation:
     """Evaluates a split; see `evaluate.evaluate`."""
     return evaluate.evaluate(
-        self._eval_step,
+        functools.partial(self._programs.eval_step, self._numbers),
         state.eval_variables,
         getattr(self.splits, split),
         batch_size=self.config.eval_batch_size,
@@ -192,8 +141,8 @@ class Experiment:
       state: of this experiment.
       images: uint8, like the result.
     """
-    decoded, quantized = self._reconstruct(
-        state.eval_variables, autoencoder.to_unit(jnp.asarray(images))
+    decoded, quantized = self._programs.reconstruct(
+        self._numbers, state.eval_variables, images
     )
     return jax.device_get((decoded, quantized.codes))
 

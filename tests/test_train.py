@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(name, tmp_path, monkeypatch):
   monkeypatch.setattr(
       schedules,
       'learning_rate',
-      lambda *_, **__: lambda step: jnp.where(step < 5, 1e-3, 1e38),
+      lambda *_, **__: lambda step: jnp.where(step < 5, 0.3, 1e38),
   )
   config = tiny.config(name, log_every_steps=1)
   with pytest.raises(errors.UserError, match=r'step [67]: .*norm is') as error:

@@ -30,7 +30,7 @@ def test_one_trace(name):
   step = experiment.make_train_step()
   for i in range(4):
     state, _ = step(state, images[16 * i : 16 * i + 16])
-  assert step._cache_size() == 1
+  assert step.func._cache_size() == 1
   assert int(state.step) == 4
 
 

@@ -1,7 +1,5 @@
 """SQ-VAE: stochastic quantization with a learnt variance."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -54,7 +52,7 @@ def sqvae(
 
   def init(key):
     codebook = jax.random.normal(key, (num_codes, dim))
-    log_variance = jnp.full((), math.log(initial_variance))
+    log_variance = jnp.log(jnp.asarray(initial_variance, jnp.float32))
     return {'codebook': codebook, 'log_variance': log_variance}, {}
 
   def apply(
