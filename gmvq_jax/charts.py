@@ -57,15 +57,18 @@ def curves(title: str, series: Curves, *, log: bool = False) -> str:
     return _svg(figure)
 
 
-def usage(counts: np.ndarray) -> str:
+def usage(
+    counts: np.ndarray, *, title: str = 'How often each code is used'
+) -> str:
   """Draws the share of positions of each code, the most frequent first.
 
   Args:
     counts: `[C]`, how often each code occurs.
+    title: of the chart.
   """
   shares = np.sort(counts)[::-1] / counts.sum()
   with rc_context(_STYLE):
-    figure, axes = _axes('How often each code is used', 'codes, by rank')
+    figure, axes = _axes(title, 'codes, by rank')
     ranks = np.unique(np.linspace(0, len(shares) - 1, _POINTS).astype(int))
     axes.fill_between(ranks, shares[ranks], step='mid', alpha=0.8)
     even = 1 / len(shares)
@@ -110,6 +113,22 @@ def codebook_map(codebook: np.ndarray, counts: np.ndarray) -> str:
         linewidths=0.8,
         **drawn,
     )
+    return _svg(figure)
+
+
+def points(
+    xlabel: str, ylabel: str, named: Mapping[str, tuple[float, float]]
+) -> str:
+  """Draws named points, x and y."""
+  with rc_context(_STYLE):
+    figure, axes = _axes('', xlabel)
+    figure.set_size_inches(7.5, 4.8)
+    axes.set_ylabel(ylabel)
+    for index, (name, (x, y)) in enumerate(named.items()):
+      axes.scatter(x, y, s=16, color=f'C{index % 5}')
+      axes.annotate(
+          name, (x, y), xytext=(4, 3), textcoords='offset points', fontsize=8
+      )
     return _svg(figure)
 
 

@@ -38,6 +38,13 @@ def comparison(
   return _colour(grid.reshape(-1, columns * width, channels))
 
 
+def strip(images: np.ndarray) -> np.ndarray:
+  """Lays uint8 `[N, H, W, channels]` side by side, as uint8 `[H, width, 3]`."""
+  gaps = [(0, 0), (0, 0), (0, _GAP), (0, 0)]
+  padded = np.pad(images, gaps, constant_values=255)
+  return _colour(np.concatenate(list(padded), axis=1))
+
+
 def dissection(
     original: np.ndarray,
     reconstruction: np.ndarray,

@@ -78,7 +78,7 @@ def render(contents: Contents) -> str:
       lstrip_blocks=True,
       undefined=jinja2.StrictUndefined,
   )
-  environment.filters |= {'png': _png_uri, 'svg': _svg_uri, 'sig': _significant}
+  environment.filters |= {'png': png_uri, 'svg': svg_uri, 'sig': significant}
   flat = config_lib.flatten(contents.config)
   defaults = config_lib.flatten(config_lib.default_config())
   return environment.get_template('report.html').render(
@@ -96,7 +96,7 @@ def render(contents: Contents) -> str:
       code_charts=_code_charts(contents),
       training_charts=_training_charts(contents.records, contents.codebook),
       fields=[(k, v, v != defaults.get(k, v)) for k, v in sorted(flat.items())],
-      versions=_versions(),
+      versions=versions(),
   )
 
 
@@ -167,17 +167,20 @@ def _curve(records, name):
   return [step for step, _ in points], [value for _, value in points]
 
 
-def _versions():
+def versions() -> dict[str, str]:
+  """Returns the versions of packages and Python, and the devices."""
   found = {name: importlib.metadata.version(name) for name in _PACKAGES}
   devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
   return found | {'python': platform.python_version(), 'devices': devices}
 
 
-def _png_uri(picture):
+def png_uri(picture: np.ndarray) -> str:
+  """Returns uint8 `[H, W, 3]` as the address of an image."""
   return _uri('image/png', pictures.to_png(picture))
 
 
-def _svg_uri(text):
+def svg_uri(text: str) -> str:
+  """Returns an SVG as the address of an image."""
   return _uri('image/svg+xml', text.encode())
 
 
@@ -185,7 +188,7 @@ def _uri(kind, content):
   return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 
-def _significant(value, digits=3):
+def significant(value: float, digits: int = 3) -> str:
   """Formats a number by its significant digits, without an exponent."""
   if not value or not math.isfinite(value):
     return f'{value:g}'

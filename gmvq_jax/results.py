@@ -13,6 +13,7 @@ from gmvq_jax import anchors
 from gmvq_jax import checkpoint
 from gmvq_jax import experiment as experiment_lib
 from gmvq_jax import metrics as metrics_lib
+from gmvq_jax import pictures
 from gmvq_jax import report
 from gmvq_jax import train_step
 from gmvq_jax import workdir as workdir_lib
@@ -56,7 +57,7 @@ def write_report(
     result: Result,
     images_per_second: float | None = None,
 ) -> None:
-  """Writes `report.html`.
+  """Writes `report.html`, and what it shows of images as `examples.npz`.
 
   Args:
     experiment: of the run.
@@ -69,6 +70,12 @@ def write_report(
   count = np.clip(_DISSECTED_PIXELS // (height * width), *_DISSECTED)
   images = splits.test[: int(count)]
   decoded, codes = experiment.reconstruct(result.state, images)
+  np.savez_compressed(
+      path / 'examples.npz',
+      images=images,
+      reconstructions=pictures.to_uint8(decoded),
+      code_counts=result.code_counts,
+  )
   quantizer = experiment.model.quantizer
   variables = result.state.eval_variables
   codebook = quantizer.embed(

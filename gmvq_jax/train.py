@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from gmvq_jax import checkpoint
 from gmvq_jax import config as config_lib
+from gmvq_jax import data
 from gmvq_jax import errors
 from gmvq_jax import experiment as experiment_lib
 from gmvq_jax import metrics as metrics_lib
@@ -26,7 +27,13 @@ _LOGGER = logging.getLogger(__name__)
 _PICTURED = 32
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
+def run(
+    config: ConfigDict,
+    workdir: str,
+    *,
+    loaded: tuple[data.Splits, bool] | None = None,
+    test: bool = True,
+) -> dict[str, Any] | None:
   """Trains, or continues to train, and evaluates.
 
   The run continues from the newest checkpoint in `workdir`, exactly: what comes
@@ -36,9 +43,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
   Args:
     config: of `config.default_config`.
     workdir: where the run lives; see `workdir.py`.
+    loaded: what `data.load` has returned for `config.data`, if it has.
+    test: whether to evaluate the test split at the end, and to report.
 
   Returns:
-    The summary, as `summary.json` holds it; None if a signal stopped the run.
+    The summary, as `summary.json` holds it, or without the test split the
+    metrics of the best validation; None if a signal stopped the run.
 
   Raises:
     errors.UserError: for what a user can get wrong, and when the loss is not
@@ -56,9 +66,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
           f'--workdir={workdir}: holds checkpoints but no config.json, so there'
           ' is no telling whose they are; give another directory'
       )
-    experiment = experiment_lib.Experiment(config)
+    experiment = experiment_lib.Experiment(config, loaded)
     try:
-      return _run(experiment, path, checkpoints)
+      return _run(experiment, path, checkpoints, test)
     finally:
       checkpoints.close()
 
@@ -72,7 +82,7 @@ class _Outputs(NamedTuple):
   display: progress.Display
 
 
-def _run(experiment, path, checkpoints):
+def _run(experiment, path, checkpoints, test):
   """Trains what is left to train, then evaluates the best checkpoint."""
   config, num_steps = experiment.config, experiment.num_steps
   summary = workdir_lib.read_json(path / 'summary.json')
@@ -99,6 +109,10 @@ def _run(experiment, path, checkpoints):
     if step < num_steps:
       display.line(f'Stopped; saved step {step}. The same command continues.')
       return None
+    if not test:
+      records = metrics_lib.read(path)
+      validations = [r for r in records if r.get('split') == 'validation']
+      return min(validations, key=lambda record: record['mse'])
     display.line('Evaluating on the test split and writing the report.')
     result = results.evaluate_best(experiment, checkpoints)
     metrics = {k: v for k, v in result.summary.items() if isinstance(v, float)}
@@ -215,7 +229,7 @@ def _read(experiment, step, metrics, outputs):
     if steps:
       good = f'the last good checkpoint is of step {steps[0]}'
     values = ', '.join(f'{name} is {metrics[name]}' for name in watched)
-    raise errors.UserError(
+    raise errors.DivergedError(
         f'step {step}: {values}; all must be finite; {good}; a lower'
         ' --config.learning_rate in another work directory may help'
     )

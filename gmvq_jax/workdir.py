@@ -4,6 +4,7 @@
     metrics.jsonl    a JSON object per logged step and per evaluation
     summary.json     the final test metrics
     report.html      see report.py
+    examples.npz     test images, their reconstructions, counts of the codes
     checkpoints/     see checkpoint.py; those that cannot be read are moved to
                      damaged_checkpoints/
     pictures/        originals above their reconstructions, per evaluation

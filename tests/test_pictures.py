@@ -46,6 +46,14 @@ def test_dissection_shows_four_things(rng):
   np.testing.assert_array_equal(picture[7, 31], [0, 0, 90])
 
 
+def test_strip_puts_images_side_by_side(rng):
+  images = rng.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+  picture = pictures.strip(images)
+  assert picture.shape == (4, 3 * 7, 3)
+  np.testing.assert_array_equal(picture[:, 7:12], images[1])
+  assert pictures.strip(images[..., :1]).shape == (4, 3 * 7, 3)
+
+
 def test_a_perfect_reconstruction_differs_by_grey(rng):
   original = rng.integers(0, 256, (4, 4, 1), dtype=np.uint8)
   codes = np.zeros((1, 1), int)

@@ -181,4 +181,4 @@ def test_curves_leave_out_what_is_not_finite():
     [(0.0123456, '0.0123'), (1234.5, '1,234'), (12.34, '12.3'), (0, '0')],
 )
 def test_numbers_have_three_digits(value, text):
-  assert report._significant(value) == text
+  assert report.significant(value) == text

@@ -1,0 +1,57 @@
+"""Every method of the paper's Table 1 on CIFAR10, by one protocol.
+
+    python -m gmvq_jax.compare --config=configs/table1_cifar10.py \\
+        --workdir=runs/table1
+
+The protocol is that of configs/cifar10.py, for all methods alike; `compare`
+holds what is compared, and what is searched for.
+"""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+_LEARNING_RATES = (3e-3, 1e-2, 3e-2)
+
+# The grid from which trials are drawn, beside the defaults; numbers only.
+_SPACES = {
+    'gmvq': {
+        'learning_rate': _LEARNING_RATES,
+        'quantizer': {'gamma': (0.003, 0.01, 0.03)},
+    },
+    'gmvq+entropy': {
+        'learning_rate': _LEARNING_RATES,
+        'quantizer': {'gamma': (0.003, 0.01, 0.03), 'beta': (3.0, 10.0, 30.0)},
+    },
+    'vqvae': {
+        'learning_rate': _LEARNING_RATES,
+        'quantizer': {'alpha': (0.5, 1.25, 5.0), 'beta': (0.8, 0.9, 0.98)},
+    },
+    'sqvae': {'learning_rate': _LEARNING_RATES},
+    'vqvae+affine+opt+replace+l2': {
+        'learning_rate': _LEARNING_RATES,
+        'quantizer': {
+            'affine_scale': (2.0, 10.0),
+            'opt_learning_rate': (5.0, 50.0),
+        },
+    },
+}
+
+
+def get_config() -> ConfigDict:
+  """Returns the configuration."""
+  path = pathlib.Path(__file__).with_name('cifar10.py')
+  spec = importlib.util.spec_from_file_location('cifar10', path)
+  cifar10 = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(cifar10)
+  config = cifar10.get_config()
+  config.compare = ConfigDict({
+      'methods': cifar10.METHODS,
+      'seeds': (0, 1, 2),
+      # Runs of each search (0: none), on validation, and their length.
+      'trials': 4,
+      'trial_steps': 150,
+      'spaces': _SPACES,
+  })
+  return config
