@@ -21,7 +21,17 @@ from gmvq_jax.posterior import posterior_entropy
 from gmvq_jax.posterior import sample_latents
 from gmvq_jax.quantizers import Quantized
 from gmvq_jax.quantizers import Quantizer
+from gmvq_jax.quantizers import fsq
 from gmvq_jax.quantizers import gmvq
+from gmvq_jax.quantizers import gumbel
+from gmvq_jax.quantizers import sqvae
+from gmvq_jax.quantizers import vqvae
+from gmvq_jax.quantizers import vqvae_ema
+from gmvq_jax.quantizers import with_affine
+from gmvq_jax.quantizers import with_alternate_optimization
+from gmvq_jax.quantizers import with_frozen_codebook
+from gmvq_jax.quantizers import with_l2_normalization
+from gmvq_jax.quantizers import with_replacement
 
 __all__ = [
     'Albo',
@@ -33,7 +43,9 @@ __all__ = [
     'albo',
     'code_counts',
     'component_variance',
+    'fsq',
     'gmvq',
+    'gumbel',
     'gumbel_softmax',
     'kl_to_uniform',
     'kmeans',
@@ -46,4 +58,12 @@ __all__ = [
     'perplexity',
     'posterior_entropy',
     'sample_latents',
+    'sqvae',
+    'vqvae',
+    'vqvae_ema',
+    'with_affine',
+    'with_alternate_optimization',
+    'with_frozen_codebook',
+    'with_l2_normalization',
+    'with_replacement',
 ]
