@@ -104,8 +104,10 @@ def evaluate(
   sums = []
   for start in range(0, len(images), batch_size):
     batch, mask = pad(images[start : start + batch_size], batch_size)
-    sums.append(eval_step(variables, batch, mask))
-  sums = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(sums))
+    # Read at once: of two programs in flight on the devices of a CPU, each may
+    # hold threads that the other's collectives wait for.
+    batch_sums = jax.device_get(eval_step(variables, batch, mask))
+    sums.append(jax.tree.map(lambda x: np.asarray(x, np.float64), batch_sums))
   counts = sum(s['hard_counts'] for s in sums)
   return Evaluation(summarise(sums, batch_size), counts)
 
@@ -159,7 +161,11 @@ def calibrated_batch_stats(
     Like `variables.batch_stats`; those themselves if there is no whole batch.
   """
   starts = range(0, len(images) - batch_size + 1, batch_size)
-  stats = [calibrate(variables, images[i : i + batch_size]) for i in starts]
+  # One at a time; see `evaluate`.
+  stats = [
+      jax.block_until_ready(calibrate(variables, images[i : i + batch_size]))
+      for i in starts
+  ]
   if not stats:
     return variables.batch_stats
   return jax.tree.map(lambda *x: sum(x) / len(x), *stats)
