@@ -12,6 +12,7 @@ import gmvq_jax
 from gmvq_jax import autoencoder
 from gmvq_jax import distributed
 from gmvq_jax import networks
+from gmvq_jax import programs
 from gmvq_jax import train_step
 
 
@@ -25,6 +26,7 @@ def start(experiment):
 
 
 def test_one_trace(name):
+  programs._programs.cache_clear()  # Other tests have called it otherwise.
   experiment = tiny.make(name)
   state, images = start(experiment)
   step = experiment.make_train_step()
