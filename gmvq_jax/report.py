@@ -71,17 +71,9 @@ def write(path: pathlib.Path, contents: Contents) -> None:
 
 def render(contents: Contents) -> str:
   """Returns the page."""
-  environment = jinja2.Environment(
-      loader=jinja2.PackageLoader('gmvq_jax'),
-      autoescape=True,
-      trim_blocks=True,
-      lstrip_blocks=True,
-      undefined=jinja2.StrictUndefined,
-  )
-  environment.filters |= {'png': png_uri, 'svg': svg_uri, 'sig': significant}
   flat = config_lib.flatten(contents.config)
   defaults = config_lib.flatten(config_lib.default_config())
-  return environment.get_template('report.html').render(
+  return template('report.html').render(
       data=contents.config['data']['name'],
       quantizer=contents.config['quantizer']['name'],
       metrics=contents.metrics,
@@ -98,6 +90,19 @@ def render(contents: Contents) -> str:
       fields=[(k, v, v != defaults.get(k, v)) for k, v in sorted(flat.items())],
       versions=versions(),
   )
+
+
+def template(name: str) -> jinja2.Template:
+  """Returns a page of `templates/`, with filters for pictures and numbers."""
+  environment = jinja2.Environment(
+      loader=jinja2.PackageLoader('gmvq_jax'),
+      autoescape=True,
+      trim_blocks=True,
+      lstrip_blocks=True,
+      undefined=jinja2.StrictUndefined,
+  )
+  environment.filters |= {'png': png_uri, 'svg': svg_uri, 'sig': significant}
+  return environment.get_template(name)
 
 
 def _dissections(contents):

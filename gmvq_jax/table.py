@@ -4,7 +4,6 @@ import pathlib
 from typing import Any
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 
 from gmvq_jax import charts
@@ -104,14 +103,6 @@ def cell(row: Row, metric: str) -> str:
 def write(path: pathlib.Path, results: dict[str, Any]) -> None:
   """Writes both tables into a directory."""
   (path / 'table.md').write_text(markdown(results), encoding='utf-8')
-  environment = jinja2.Environment(
-      loader=jinja2.PackageLoader('gmvq_jax'),
-      autoescape=True,
-      trim_blocks=True,
-      lstrip_blocks=True,
-      undefined=jinja2.StrictUndefined,
-  )
-  environment.filters |= {'svg': report.svg_uri, 'png': report.png_uri}
   rows = rows_of(results)
   examples = _examples(path, results)
   strips = [(name, example['reconstructions']) for name, example in examples]
@@ -122,7 +113,7 @@ def write(path: pathlib.Path, results: dict[str, Any]) -> None:
       for row in rows
       if {'perplexity', 'mse'} <= set(row.mean)
   }
-  page = environment.get_template('table.html').render(
+  page = report.template('table.html').render(
       columns=COLUMNS,
       rows=rows,
       cell=cell,

@@ -83,10 +83,7 @@ def gmvq(
       axis_name=None,
   ):
     h, mask = base.apply_mask(h, mask)
-    base.check_training(train, key, temperature)
-    if train and axis_name is not None:
-      # Or each device would draw the same noise.
-      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    key = base.training_key(train, key, temperature, axis_name)
     codebook = params['codebook']
     z_hat, raw = jnp.split(h, 2, axis=-1)
     z_hat, raw, codebook = numerics.promote(z_hat, raw, codebook)

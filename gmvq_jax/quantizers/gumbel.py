@@ -60,9 +60,7 @@ def gumbel(
       axis_name=None,
   ):
     h, mask = base.apply_mask(h, mask)
-    base.check_training(train, key, temperature)
-    if train and axis_name is not None:
-      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    key = base.training_key(train, key, temperature, axis_name)
     z_hat, codebook = numerics.promote(h, params['codebook'])
     logits = params['bias'] + jnp.matmul(
         z_hat, params['kernel'], precision=numerics.PRECISION

@@ -67,9 +67,7 @@ def sqvae(
       axis_name=None,
   ):
     h, mask = base.apply_mask(h, mask)
-    base.check_training(train, key, temperature)
-    if train and axis_name is not None:
-      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    key = base.training_key(train, key, temperature, axis_name)
     h, codebook = numerics.promote(h, params['codebook'])
     z_hat = h[..., :dim]
     width = 1.0
