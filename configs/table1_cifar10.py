@@ -28,7 +28,10 @@ _SPACES = {
         'learning_rate': _LEARNING_RATES,
         'quantizer': {'alpha': (0.5, 1.25, 5.0), 'beta': (0.8, 0.9, 0.98)},
     },
-    'sqvae': {'learning_rate': _LEARNING_RATES},
+    'sqvae': {
+        'learning_rate': _LEARNING_RATES,
+        'quantizer': {'initial_variance': (2.0, 20.0)},
+    },
     'vqvae+affine+opt+replace+l2': {
         'learning_rate': _LEARNING_RATES,
         'quantizer': {
