@@ -29,7 +29,7 @@ METHODS = (
     'vqvae+ema',
     'vqvae+ema+replace',
     'fsq',
-    'vqvae+frozen',
+    'frozen',
 )
 
 

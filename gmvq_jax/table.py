@@ -66,7 +66,7 @@ def rows_of(results: dict[str, Any]) -> list[Row]:
   rows += _anchor_rows(results['anchors'])
   known = {row.name: row.mean['mse'] for row in rows if 'mse' in row.mean}
   rivals = {
-      'the codebook left at its start': known.get('vqvae+frozen'),
+      'the codebook left at its start': known.get('frozen'),
       'k-means on patches': known.get('k-means on patches'),
   }
   for row in rows:

@@ -568,7 +568,7 @@ def test_fsq_takes_the_levels_nearest_to_the_codes():
 
 
 def test_a_frozen_codebook_has_nothing_to_train(rng):
-  quantizer = quantizers.make('vqvae+frozen', num_codes=C, dim=L)
+  quantizer = quantizers.make('frozen', num_codes=C, dim=L)
   params, state, z = inputs(quantizer, rng)
   assert jax.tree.leaves(params) == []
   rows = jnp.asarray(rng.normal(size=(C, L)), jnp.float32)

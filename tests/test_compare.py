@@ -19,7 +19,7 @@ def config(tmp_path, photographs):
   name = tiny.save_images(tmp_path, photographs)
   config = tiny.config(name, num_steps=6, eval_every_steps=6)
   config.compare = ConfigDict({
-      'methods': ('vqvae', 'gmvq+entropy', 'vqvae+frozen'),
+      'methods': ('vqvae', 'gmvq+entropy', 'frozen'),
       'seeds': (0, 1),
       'trials': 2,
       'trial_steps': 3,
@@ -84,7 +84,7 @@ def test_a_comparison_from_start_to_end(config, tmp_path, monkeypatch):
   for method in config.compare.methods:
     assert f'reconstructions by {method}' in page
     assert f'usage of codes by {method}' in page
-  assert 'vqvae+frozen' in (tmp_path / 'table' / 'table.md').read_text()
+  assert 'frozen' in (tmp_path / 'table' / 'table.md').read_text()
 
 
 def test_a_run_that_diverges_is_a_row_and_stops_no_other(
@@ -98,7 +98,7 @@ def test_a_run_that_diverges_is_a_row_and_stops_no_other(
     return run(config, workdir, loaded=loaded, test=test)
 
   monkeypatch.setattr(train, 'run', diverges)
-  config.compare.methods = ('vqvae', 'vqvae+frozen')
+  config.compare.methods = ('vqvae', 'frozen')
   config.compare.spaces = ConfigDict()
   results = compare.compare(config, str(tmp_path / 'table'))
   assert [bool(r['failure']) for r in results['runs']] == [False, True] + [
@@ -120,7 +120,7 @@ def test_rows_are_ranked_by_mse_and_say_what_they_lose_to():
   results = {
       'runs': [
           record('gmvq', 0, 0.004), record('gmvq', 1, 0.006),
-          record('vqvae', 0, 0.009), record('vqvae+frozen', 0, 0.008),
+          record('vqvae', 0, 0.009), record('frozen', 0, 0.008),
       ],
       'searches': {},
       'anchors': {
@@ -130,7 +130,7 @@ def test_rows_are_ranked_by_mse_and_say_what_they_lose_to():
   rows = table.rows_of(results)
   assert [row.name for row in rows] == [
       'Gaussian rate-distortion', 'gmvq', 'k-means on patches',
-      'vqvae+frozen', 'vqvae',
+      'frozen', 'vqvae',
   ]  # fmt: skip
   by_name = {row.name: row for row in rows}
   np.testing.assert_allclose(by_name['gmvq'].mean['mse'], 0.005)
@@ -140,7 +140,7 @@ def test_rows_are_ranked_by_mse_and_say_what_they_lose_to():
       'loses to the codebook left at its start',
       'loses to k-means on patches',
   ]
-  assert by_name['vqvae+frozen'].notes == ['loses to k-means on patches']
+  assert by_name['frozen'].notes == ['loses to k-means on patches']
   assert by_name['gmvq'].paper.mse == 3.13
   lines = table.markdown(results).splitlines()
   assert '5.00 ± 1.4' in lines[3]

@@ -21,7 +21,7 @@ METHODS = [
     'gmvq', 'vqvae', 'vqvae+l2', 'vqvae+replace', 'vqvae+l2+replace',
     'vqvae+affine', 'vqvae+opt', 'vqvae+affine+opt', 'sqvae', 'gumbel',
     'vqvae+affine+opt+replace+l2', 'vqvae+ema', 'vqvae+ema+replace',
-    'vqvae+ema+l2', 'fsq', 'vqvae+frozen', 'gmvq+l2+replace', 'sqvae+replace',
+    'vqvae+ema+l2', 'fsq', 'frozen', 'gmvq+l2+replace', 'sqvae+replace',
 ]  # fmt: skip
 QUANTIZERS = {name: quantizers.make(name, **FIELDS) for name in METHODS} | {
     'gmvq, expected': gmvq_jax.gmvq(

@@ -44,7 +44,7 @@ def make(name: str, **hyperparameters) -> Quantizer:
 
   Args:
     name: a key of `FACTORIES`, with any of `WRAPPERS` after a `+`, such as
-      `vqvae+l2+replace`.
+      `vqvae+l2+replace`; `frozen` alone is `vqvae+frozen`.
     **hyperparameters: the arguments of the factory and of the wrappers.
 
   Raises:
@@ -69,6 +69,8 @@ def parts(name: str) -> list[Callable[..., Quantizer]]:
     ValueError: for an unknown name.
   """
   base, *added = name.split('+')
+  if base == 'frozen':
+    base, added = 'vqvae', ['frozen', *added]
   if base == 'vqvae' and 'ema' in added:
     base = 'vqvae+ema'
     added.remove('ema')
