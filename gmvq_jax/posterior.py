@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax import noise
 from gmvq_jax import numerics
 
 # Added to eq 18 under the square root, whose derivative at 0 is infinite.
@@ -40,8 +41,8 @@ def log_posterior(
   """Returns log q(c|x) in nats, eqs 16-17.
 
   The logit of code c is `-1/2 sum_i w_i (z_i - mu_ci)^2`. Expanded, its term in
-  z^2 is the same for every code and cancels in the softmax, which leaves two
-  matrix products and no array of shape `[..., C, L]`.
+  z^2 is the same for every code and cancels in the softmax, which leaves a
+  matrix product and no array of shape `[..., C, L]`.
 
   Args:
     z_hat: `[..., L]`, the encoder's latents.
@@ -52,14 +53,30 @@ def log_posterior(
   Returns:
     `[..., C]` log-probabilities.
   """
+  queries, keys = logit_factors(z_hat, weights, codebook)
+  logits = jnp.matmul(queries, keys.T, precision=numerics.PRECISION)
+  return jax.nn.log_softmax(logits)
+
+
+def logit_factors(
+    z_hat: jax.Array, weights: jax.Array, codebook: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns arrays whose product is the logits of eq 16, up to a constant.
+
+  Args:
+    z_hat: `[..., L]`.
+    weights: `[..., L]`.
+    codebook: `[C, L]`.
+
+  Returns:
+    `queries [..., 2 L]` and `keys [C, 2 L]`.
+  """
   z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
   chex.assert_equal_shape([z_hat, weights])
   chex.assert_shape(codebook, (None, z_hat.shape[-1]))
-  logits = jnp.matmul(weights * z_hat, codebook.T, precision=numerics.PRECISION)
-  logits -= 0.5 * jnp.matmul(
-      weights, jnp.square(codebook).T, precision=numerics.PRECISION
-  )
-  return jax.nn.log_softmax(logits)
+  queries = jnp.concatenate([weights * z_hat, -0.5 * weights], axis=-1)
+  keys = jnp.concatenate([codebook, jnp.square(codebook)], axis=-1)
+  return queries, keys
 
 
 def component_variance(
@@ -87,12 +104,15 @@ def gumbel_softmax(
     *,
     temperature: chex.Numeric,
     hard: bool = True,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws codes from their log-probabilities, with a relaxed gradient.
 
   By the Gumbel-max trick the argmax of `log_probs + Gumbel noise` is an exact
   sample. Its one-hot has no gradient; that of the softmax at `temperature`
-  takes its place (Jang 2017, https://arxiv.org/abs/1611.01144).
+  takes its place (Jang 2017, https://arxiv.org/abs/1611.01144). The noise of
+  the n-th position, all leading dimensions as one, is a function of
+  `fold_in(key, n)`; see `noise`.
 
   Args:
     key: random key.
@@ -100,13 +120,16 @@ def gumbel_softmax(
     temperature: of the softmax; positive.
     hard: whether the result is the one-hot, straight-through (True), or the
       softmax itself (False).
+    axis_name: a mapped axis (of `pmap` or `shard_map`), of which positions are
+      a part.
 
   Returns:
     `c_q [..., C]`, the one-hot or the softmax, and `codes [...]` int32.
   """
   (log_probs,) = numerics.promote(log_probs)
-  noise = jax.random.gumbel(key, log_probs.shape, log_probs.dtype)
-  perturbed = log_probs + noise
+  seeds = noise.row_seeds(key, log_probs[..., 0].size, axis_name=axis_name)
+  gumbel = noise.gumbel(seeds, log_probs.shape[-1], dtype=log_probs.dtype)
+  perturbed = log_probs + gumbel.reshape(log_probs.shape)
   codes = jnp.argmax(perturbed, axis=-1).astype(jnp.int32)
   soft = jax.nn.softmax(perturbed / temperature)
   if not hard:
@@ -125,6 +148,7 @@ def sample_latents(
     two_sigma2: float = 1.0,
     hard: bool = True,
     stop_variance_gradient: bool = False,
+    axis_name: str | None = None,
 ) -> Latents:
   """Draws z from q(z|x): a code by eq 17, then Gaussian noise by eq 18.
 
@@ -140,6 +164,8 @@ def sample_latents(
     two_sigma2: 2 sigma^2 of eq 18.
     hard: whether z is around one codeword (True) or the relaxed mixture.
     stop_variance_gradient: whether sigma is a constant to the gradient.
+    axis_name: a mapped axis (of `pmap` or `shard_map`), of which positions are
+      a part.
 
   Returns:
     The sampled `Latents`.
@@ -148,17 +174,47 @@ def sample_latents(
   key_code, key_noise = jax.random.split(key)
   log_probs = log_posterior(z_hat, weights, codebook)
   c_q, codes = gumbel_softmax(
-      key_code, log_probs, temperature=temperature, hard=hard
+      key_code,
+      log_probs,
+      temperature=temperature,
+      hard=hard,
+      axis_name=axis_name,
   )
   codewords = codebook[codes]
   variance = component_variance(z_hat, codewords, two_sigma2=two_sigma2)
-  sigma = jnp.sqrt(variance + VARIANCE_EPS)
-  if stop_variance_gradient:
-    sigma = jax.lax.stop_gradient(sigma)
-  noise = jax.random.normal(key_noise, z_hat.shape, z_hat.dtype)
-  mean = jnp.matmul(c_q, codebook, precision=numerics.PRECISION)
-  z = mean + sigma[..., None] * noise
+  z = reparameterise(
+      key_noise,
+      jnp.matmul(c_q, codebook, precision=numerics.PRECISION),
+      variance,
+      stop_gradient=stop_variance_gradient,
+      axis_name=axis_name,
+  )
   return Latents(z, codes, codewords, log_probs, variance)
+
+
+def reparameterise(
+    key: chex.PRNGKey,
+    mean: jax.Array,
+    variance: jax.Array,
+    *,
+    stop_gradient: bool = False,
+    axis_name: str | None = None,
+) -> jax.Array:
+  """Returns `mean + sigma eps`, with eps standard normal, `[..., L]`.
+
+  Args:
+    key: random key; eps of a position is drawn as in `gumbel_softmax`.
+    mean: `[..., L]`.
+    variance: `[...]`.
+    stop_gradient: whether sigma is a constant to the gradient.
+    axis_name: a mapped axis, of which positions are a part.
+  """
+  sigma = jnp.sqrt(variance + VARIANCE_EPS)
+  if stop_gradient:
+    sigma = jax.lax.stop_gradient(sigma)
+  seeds = noise.row_seeds(key, variance.size, axis_name=axis_name)
+  eps = noise.normal(seeds, mean.shape[-1], dtype=mean.dtype)
+  return mean + sigma[..., None] * eps.reshape(mean.shape)
 
 
 def most_probable_latents(

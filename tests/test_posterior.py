@@ -35,7 +35,7 @@ def test_log_posterior_builds_no_array_of_every_difference(rng):
   z_hat, weights, codebook = arrays(rng, (11,), np.float32)
   jaxpr = jax.make_jaxpr(gmvq_jax.log_posterior)(z_hat, weights, codebook)
   sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
-  assert max(sizes) == 11 * C
+  assert max(sizes) < 11 * C * L
 
 
 def test_log_posterior_gradients(rng, x64):

@@ -32,7 +32,12 @@ QUANTIZERS = {name: quantizers.make(name, **FIELDS) for name in METHODS} | {
     ),
     'gmvq, batch': gmvq_jax.gmvq(C, L, gamma=0.1, beta=2.0, aggregate='batch'),
     'gmvq, soft': gmvq_jax.gmvq(C, L, gamma=0.1, beta=2.0, hard=False),
+    'gmvq, tiled': gmvq_jax.gmvq(
+        C, L, gamma=0.1, beta=2.0, assignment='tiled'
+    ),
     'gumbel, soft': quantizers.gumbel(C, L, hard=False),
+    'gumbel, tiled': quantizers.gumbel(C, L, assignment='tiled'),
+    'sqvae, tiled': quantizers.sqvae(C, L, assignment='tiled'),
     'sqvae, image': quantizers.sqvae(C, L, variance='image'),
     'sqvae, position': quantizers.sqvae(C, L, variance='position'),
     'vqvae+affine, groups': quantizers.with_affine(

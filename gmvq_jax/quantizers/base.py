@@ -125,24 +125,20 @@ def training_key(
     train: bool,
     key: chex.PRNGKey | None,
     temperature: chex.Numeric | None,
-    axis_name: str | None,
 ) -> chex.PRNGKey | None:
-  """Returns the key to draw noise with, a device's own under `axis_name`.
+  """Returns the key to draw noise with; None at evaluation, which draws none.
 
   Raises:
     ValueError: where training lacks its key or its temperature.
   """
   if not train:
-    return key
+    return None
   if key is None or temperature is None:
     raise ValueError(
         f'train=True with key={key} and temperature={temperature}: both must'
         ' be given'
     )
-  if axis_name is None:
-    return key
-  # Or each device would draw the same noise.
-  return jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+  return key
 
 
 def apply_mask(

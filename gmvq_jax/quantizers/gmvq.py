@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax import assignment as assignment_lib
 from gmvq_jax import numerics
 from gmvq_jax import posterior
 from gmvq_jax.albo import combine
@@ -28,12 +29,13 @@ def gmvq(
     hard: bool = True,
     stop_variance_gradient: bool = False,
     weight_scale: float = 1.0,
+    assignment: str = 'auto',
 ) -> base.Quantizer:
   """Gaussian mixture vector quantization (https://arxiv.org/abs/2410.10180).
 
   The encoder has two heads of `dim` channels: latents z_hat and raw precisions,
-  made positive by softplus (eq 15). In training z is drawn from
-  `posterior.sample_latents`; at evaluation it is the codeword of the most
+  made positive by softplus (eq 15). In training z is what
+  `posterior.sample_latents` draws; at evaluation it is the codeword of the most
   probable code, without noise. The loss is `albo.albo`.
 
   Parameters: `{'codebook': [C, L]}`. State: none.
@@ -60,12 +62,17 @@ def gmvq(
     stop_variance_gradient: whether eq 18 is a constant to the gradient.
     weight_scale: factor on the precisions of eq 15. Not in the paper: it sets
       how sharp posteriors are at the start.
+    assignment: how codes are drawn: `plain`, `tiled`, whose memory does not
+      grow with N x C, or `auto`; see `assignment.assign`. `expected` and
+      `batch` hold an array of [N, C] in any case.
 
   Raises:
-    ValueError: for a `latent` or an `aggregate` that is none of these.
+    ValueError: for a `latent`, `aggregate` or `assignment` that is none of
+      these.
   """
   base.check_choice('gmvq', 'latent', latent, LATENT_TERMS)
   base.check_choice('gmvq', 'aggregate', aggregate, AGGREGATES)
+  base.check_choice('gmvq', 'assignment', assignment, assignment_lib.METHODS)
 
   def init(key):
     codebook = jax.random.normal(key, (num_codes, dim))
@@ -83,69 +90,59 @@ def gmvq(
       axis_name=None,
   ):
     h, mask = base.apply_mask(h, mask)
-    key = base.training_key(train, key, temperature, axis_name)
-    codebook = params['codebook']
+    key = base.training_key(train, key, temperature)
     z_hat, raw = jnp.split(h, 2, axis=-1)
-    z_hat, raw, codebook = numerics.promote(z_hat, raw, codebook)
+    z_hat, raw, codebook = numerics.promote(z_hat, raw, params['codebook'])
     weights = weight_scale * jax.nn.softplus(raw)
-    if train:
-      drawn = posterior.sample_latents(
-          key,
-          z_hat,
-          weights,
-          codebook,
-          temperature=temperature,
-          two_sigma2=two_sigma2,
-          hard=hard,
-          stop_variance_gradient=stop_variance_gradient,
-      )
-    else:
-      drawn = posterior.most_probable_latents(
-          z_hat, weights, codebook, two_sigma2=two_sigma2
-      )
-    probs = jnp.exp(drawn.log_probs)
-    q_c = posterior.aggregated_posterior(
-        probs, axis_name=axis_name, mask=mask
+    key_code, key_noise = (None, None) if key is None else jax.random.split(key)
+    assigned = assignment_lib.assign(
+        *posterior.logit_factors(z_hat, weights, codebook),
+        codebook,
+        key=key_code,
+        temperature=temperature,
+        hard=hard,
+        mask=mask,
+        axis_name=axis_name,
+        method=assignment,
     )
+    variance = posterior.component_variance(
+        z_hat, assigned.codewords, two_sigma2=two_sigma2
+    )
+    z, q_c = assigned.z, assigned.q_c
+    if train:
+      z = posterior.reparameterise(
+          key_noise,
+          z,
+          variance,
+          stop_gradient=stop_variance_gradient,
+          axis_name=axis_name,
+      )
 
     def mean(values):
       return numerics.masked_mean(values, mask, axis_name=axis_name)
 
     if latent == 'coupled':
-      term = latent_coupled(
-          z_hat, drawn.codewords, two_sigma2=two_sigma2
-      )
+      term = latent_coupled(z_hat, assigned.codewords, two_sigma2=two_sigma2)
     elif latent == 'expected':
-      term = latent_expected(
-          z_hat, drawn.log_probs, codebook, two_sigma2=two_sigma2
-      )
+      log_probs = posterior.log_posterior(z_hat, weights, codebook)
+      term = latent_expected(z_hat, log_probs, codebook, two_sigma2=two_sigma2)
     else:
-      term = latent_aggregated(drawn.z, q_c, codebook)
+      term = latent_aggregated(z, q_c, codebook)
     term = mean(term)
     kl = kl_to_uniform(q_c)
     if aggregate == 'batch':
-      per_position = jax.vmap(
-          lambda p, m: posterior.aggregated_posterior(
-              p, axis_name=axis_name, mask=m
-          ),
-          in_axes=1,
-      )
-      shape = (h.shape[0], -1)
-      q_position = per_position(
-          probs.reshape(*shape, num_codes), mask.reshape(shape)
-      )
-      seen = jnp.sum(q_position, axis=-1) > 0  # Not masked in every image.
-      kl = numerics.masked_mean(kl_to_uniform(q_position), seen)
+      probs = jnp.exp(posterior.log_posterior(z_hat, weights, codebook))
+      kl = _kl_of_positions(probs, mask, axis_name)
     metrics = {
         'latent': term,
         'kl': kl,
-        'posterior_entropy': mean(posterior.posterior_entropy(drawn.log_probs)),
-        'variance': mean(drawn.variance),
+        'posterior_entropy': mean(assigned.entropy),
+        'variance': mean(variance),
         'precision': mean(weights.mean(axis=-1)),
-        **base.latent_metrics(z_hat, drawn.codewords, mean),
+        **base.latent_metrics(z_hat, assigned.codewords, mean),
     }
     loss = gamma * (term + beta * kl)
-    return base.Quantized(drawn.z, drawn.codes, q_c, loss, metrics), state
+    return base.Quantized(z, assigned.codes, q_c, loss, metrics), state
 
   def objective(squared_error, quantized, *, data_dim, positions):
     return combine(
@@ -166,3 +163,17 @@ def gmvq(
       objective=objective,
       **base.plain_codebook(),
   )
+
+
+def _kl_of_positions(probs, mask, axis_name):
+  """Returns the mean of the KLs of each position's own q(c), over images."""
+
+  def q_of(probs, mask):
+    return posterior.aggregated_posterior(probs, axis_name=axis_name, mask=mask)
+
+  shape = (len(probs), -1)
+  q_c = jax.vmap(q_of, in_axes=1)(
+      probs.reshape(*shape, probs.shape[-1]), mask.reshape(shape)
+  )
+  seen = jnp.sum(q_c, axis=-1) > 0  # Not masked in every image.
+  return numerics.masked_mean(kl_to_uniform(q_c), seen)

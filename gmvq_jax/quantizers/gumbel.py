@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax import assignment as assignment_lib
 from gmvq_jax import numerics
-from gmvq_jax import posterior
-from gmvq_jax.albo import kl_to_uniform
 from gmvq_jax.quantizers import base
 
 
@@ -15,6 +14,7 @@ def gumbel(
     *,
     kl_weight: float = 5e-4,
     hard: bool = True,
+    assignment: str = 'auto',
 ) -> base.Quantizer:
   """Gumbel-softmax quantization (Jang 2016, https://arxiv.org/abs/1611.01144).
 
@@ -37,7 +37,12 @@ def gumbel(
     kl_weight: weight of the KL.
     hard: whether the decoder is trained on one codeword (True) or on the
       relaxed mixture of them.
+    assignment: how codes are drawn; see `assignment.assign`.
+
+  Raises:
+    ValueError: for an `assignment` that is none of these.
   """
+  base.check_choice('gumbel', 'assignment', assignment, assignment_lib.METHODS)
 
   def init(key):
     keys = jax.random.split(key)
@@ -60,33 +65,34 @@ def gumbel(
       axis_name=None,
   ):
     h, mask = base.apply_mask(h, mask)
-    key = base.training_key(train, key, temperature, axis_name)
+    key = base.training_key(train, key, temperature)
     z_hat, codebook = numerics.promote(h, params['codebook'])
-    logits = params['bias'] + jnp.matmul(
-        z_hat, params['kernel'], precision=numerics.PRECISION
+    assigned = assignment_lib.assign(
+        jnp.concatenate([z_hat, jnp.ones_like(z_hat[..., :1])], axis=-1),
+        jnp.concatenate([params['kernel'].T, params['bias'][:, None]], axis=-1),
+        codebook,
+        key=key,
+        temperature=temperature,
+        hard=hard,
+        mask=mask,
+        axis_name=axis_name,
+        method=assignment,
     )
-    log_probs = jax.nn.log_softmax(logits)
-    if train:
-      chosen, codes = posterior.gumbel_softmax(
-          key, log_probs, temperature=temperature, hard=hard
-      )
-      z = jnp.matmul(chosen, codebook, precision=numerics.PRECISION)
-    else:
-      codes = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
-      z = codebook[codes]
 
     def mean(values):
       return numerics.masked_mean(values, mask, axis_name=axis_name)
 
-    probs = jnp.exp(log_probs)
-    kl = mean(kl_to_uniform(probs))
+    entropy = mean(assigned.entropy)
+    kl = jnp.log(num_codes) - entropy
     metrics = {
         'kl': kl,
-        'posterior_entropy': mean(posterior.posterior_entropy(log_probs)),
-        **base.latent_metrics(z_hat, codebook[codes], mean),
+        'posterior_entropy': entropy,
+        **base.latent_metrics(z_hat, assigned.codewords, mean),
     }
-    loss = kl_weight * kl
-    return base.Quantized(z, codes, mean(probs), loss, metrics), state
+    quantized = base.Quantized(
+        assigned.z, assigned.codes, assigned.q_c, kl_weight * kl, metrics
+    )
+    return quantized, state
 
   parts = base.plain_codebook() | {'write': None}
   return base.Quantizer(

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax import assignment as assignment_lib
 from gmvq_jax import numerics
-from gmvq_jax import posterior
 from gmvq_jax.quantizers import base
 
 VARIANCES = ('scalar', 'image', 'position')
@@ -16,6 +16,7 @@ def sqvae(
     *,
     variance: str = 'scalar',
     initial_variance: float = 20.0,
+    assignment: str = 'auto',
 ) -> base.Quantizer:
   """Stochastically quantized VAE (https://arxiv.org/abs/2205.07547).
 
@@ -43,11 +44,13 @@ def sqvae(
     dim: L.
     variance: one for all (`scalar`), for an `image`, or for a `position`.
     initial_variance: what the learnt part starts from.
+    assignment: how codes are drawn; see `assignment.assign`.
 
   Raises:
-    ValueError: for a `variance` that is none of these.
+    ValueError: for a `variance` or an `assignment` that is none of these.
   """
   base.check_choice('sqvae', 'variance', variance, VARIANCES)
+  base.check_choice('sqvae', 'assignment', assignment, assignment_lib.METHODS)
   has_head = variance != 'scalar'
 
   def init(key):
@@ -67,7 +70,7 @@ def sqvae(
       axis_name=None,
   ):
     h, mask = base.apply_mask(h, mask)
-    key = base.training_key(train, key, temperature, axis_name)
+    key = base.training_key(train, key, temperature)
     h, codebook = numerics.promote(h, params['codebook'])
     z_hat = h[..., :dim]
     width = 1.0
@@ -76,31 +79,38 @@ def sqvae(
     v = jnp.broadcast_to(
         width + jnp.exp(params['log_variance']), z_hat.shape[:-1]
     )
-    weights = jnp.broadcast_to(1 / v[..., None], z_hat.shape)
-    log_probs = posterior.log_posterior(z_hat, weights, codebook)
-    codes = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
-    codewords = codebook[codes]
-    z = codewords
-    if train:
-      relaxed, codes = posterior.gumbel_softmax(
-          key, log_probs, temperature=temperature, hard=False
-      )
-      z = jnp.matmul(relaxed, codebook, precision=numerics.PRECISION)
-      codewords = codebook[codes]
+    # -|z - e|^2 / 2v, less what all codes share.
+    precision = 1 / v[..., None]
+    energy = jnp.sum(jnp.square(codebook), axis=-1, keepdims=True)
+    assigned = assignment_lib.assign(
+        jnp.concatenate([precision * z_hat, -precision / 2], axis=-1),
+        jnp.concatenate([codebook, energy], axis=-1),
+        codebook,
+        key=key,
+        temperature=temperature,
+        hard=False,
+        mask=mask,
+        axis_name=axis_name,
+        method=assignment,
+    )
+    z = assigned.z
 
     def mean(values):
       return numerics.masked_mean(values, mask, axis_name=axis_name)
 
-    entropy = mean(posterior.posterior_entropy(log_probs))
+    entropy = mean(assigned.entropy)
     latent = mean(jnp.sum(jnp.square(z_hat - z), axis=-1) / (2 * v))
     metrics = {
         'posterior_entropy': entropy,
         'latent': latent,
         'variance': mean(v),
-        **base.latent_metrics(z_hat, codewords, mean),
+        **base.latent_metrics(z_hat, assigned.codewords, mean),
     }
-    q_c = mean(jnp.exp(log_probs))
-    return base.Quantized(z, codes, q_c, latent - entropy, metrics), state
+    loss = latent - entropy
+    quantized = base.Quantized(
+        z, assigned.codes, assigned.q_c, loss, metrics
+    )
+    return quantized, state
 
   def _own_variance(head, mask):
     if variance == 'position':
