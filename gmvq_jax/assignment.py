@@ -4,19 +4,21 @@ A softmax over codes, in the manner of attention: the logits of a position are
 products of its query with the keys of the codes, and what it gets is a value.
 GM-VQ, SQ-VAE and Gumbel-VQVAE differ in their queries and keys.
 
-Shapes: leading dimensions `...` are positions, `N` in all; `C` codes, `K` the
-dimension of queries and keys, `L` that of values.
+Shapes: `N` rows (positions), `C` codes, `K` the dimension of queries and keys,
+`L` that of values.
 """
 
+from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from gmvq_jax import noise
 from gmvq_jax import numerics
 from gmvq_jax import posterior
+from gmvq_jax import rows as rows_lib
 from gmvq_jax import tiled
 
 METHODS = ('auto', 'plain', 'tiled')
@@ -32,150 +34,193 @@ _MAX_TILE = 2**22
 _MAX_CODES = 2**12
 
 
-class Assignment(NamedTuple):
-  """Codes of positions.
+class Plan(NamedTuple):
+  """How rows are assigned; static.
 
   Attributes:
-    z: `[..., L]`, the value of the code, or the relaxed mixture of values. Its
-      gradient to the logits is that of the relaxed mixture.
-    codes: `[...]` int32.
-    codewords: `[..., L]`, the values of the codes.
-    q_c: `[C]`, the probabilities averaged over positions, eq 12.
-    entropy: `[...]`, of the probabilities of each position, in nats.
+    rows: at a time. None: all of them, in arrays of `[N, C]`.
+    codes: at a time.
+    shards: parts of the rows that are tiled apart.
+  """
+
+  rows: int | None
+  codes: int
+  shards: int
+
+
+class Assignment(NamedTuple):
+  """Codes of rows.
+
+  Attributes:
+    z: `[N, L]`, the value of the code, or the relaxed mixture of values. Its
+      gradient to queries and keys is that of the relaxed mixture.
+    codes: `[N]` int32.
+    codewords: `[N, L]`, the values of the codes.
+    posterior: `[C]`, the sum over rows of weight times probability.
+    entropy: `[N]`, of the probabilities of each row, in nats.
   """
 
   z: jax.Array
   codes: jax.Array
   codewords: jax.Array
-  q_c: jax.Array
+  posterior: jax.Array
   entropy: jax.Array
 
 
+def plan(
+    method: str, num_rows: int, num_codes: int, axis_name: str | None = None
+) -> Plan:
+  """Returns how to assign rows to codes.
+
+  Args:
+    method: `plain` holds arrays of `[N, C]`, `tiled` never does, `auto` is
+      `tiled` for large ones. They are the same function of their arguments.
+    num_rows: N.
+    num_codes: C.
+    axis_name: a mapped axis (of `pmap` or `shard_map`), of which the rows are a
+      part. Without one they may lie on all devices, each with as many.
+  """
+  if method == 'auto':
+    method = 'tiled' if num_rows * num_codes >= _LARGE else 'plain'
+  if method == 'plain':
+    return Plan(None, num_codes, 1)
+  shards = 1 if axis_name is not None else jax.device_count()
+  if num_rows % shards:
+    shards = 1
+  tile = _TILE.get(jax.default_backend(), _ACCELERATOR_TILE)
+  rows, codes = max(tile // num_codes, _MIN_ROWS), num_codes
+  if rows * codes > _MAX_TILE:
+    rows, codes = _MAX_TILE // _MAX_CODES, _MAX_CODES
+  return Plan(rows, codes, shards)
+
+
+def map_positions(
+    function: Callable[..., tuple[jax.Array, Any]],
+    params: Any,
+    h: jax.Array,
+    *,
+    num_codes: int,
+    mask: jax.Array,
+    keys: Any = None,
+    axis_name: str | None = None,
+    method: str = 'auto',
+) -> tuple[jax.Array, Any]:
+  """Computes a function of positions, in tiles where there are many.
+
+  Args:
+    function: `(plan, params, h [n, K], weights [n], seeds) -> (posterior [C],
+      results)` of any n positions; see `assign`. `results` are of each, `[n,
+      ...]`. It closes over no traced value.
+    params: a pytree of floating-point arrays.
+    h: `[..., K]`.
+    num_codes: C.
+    mask: `[...]`, positions that count in `q_c` (True or a weight).
+    keys: a pytree of random keys. `seeds` is like it, `[n, 2]`.
+    axis_name: see `plan`.
+    method: see `plan`.
+
+  Returns:
+    `q_c [C]`, eq 12, and the results, `[..., *rest]`.
+  """
+  num_rows = mask.size
+  this_plan = plan(method, num_rows, num_codes, axis_name)
+  weights = mask.reshape(-1).astype(jnp.result_type(jnp.float32, h))
+  rows = (h.reshape(num_rows, -1), weights)
+  seeds = jax.tree.map(
+      lambda key: noise.row_seeds(key, num_rows, axis_name=axis_name), keys
+  )
+
+  def of_rows(params, rows, seeds):
+    return function(this_plan, params, *rows, seeds)
+
+  if this_plan.rows is None:
+    total, results = of_rows(params, rows, seeds)
+  else:
+    total, results = rows_lib.map_rows(
+        of_rows, this_plan.rows, this_plan.shards, params, rows, seeds
+    )
+  count = jnp.sum(weights)
+  if axis_name is not None:
+    total, count = jax.lax.psum((total, count), axis_name)
+  q_c = total / jnp.maximum(count, jnp.finfo(total.dtype).tiny)
+  return q_c, jax.tree.map(
+      lambda x: x.reshape(*mask.shape, *x.shape[1:]), results
+  )
+
+
 def assign(
+    plan: Plan,
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
     *,
-    key: chex.PRNGKey | None = None,
-    temperature: chex.Numeric = 1.0,
+    weights: jax.Array,
+    seeds: jax.Array | None = None,
+    temperature: jax.Array | None = None,
     hard: bool = True,
-    mask: jax.Array | None = None,
-    axis_name: str | None = None,
-    method: str = 'auto',
 ) -> Assignment:
-  """Draws a code for every position, or takes the most probable.
+  """Draws a code for every row, or takes the most probable.
 
   Args:
-    queries: `[..., K]`.
+    plan: how; of all rows, of which these may be some.
+    queries: `[N, K]`.
     keys: `[C, K]`. Logits are `queries keys^T`.
     values: `[C, L]`.
-    key: draws codes, as `posterior.gumbel_softmax` does; None takes the most
-      probable, the first of equals, without any gradient to the logits.
+    weights: `[N]`, of the rows in `posterior`.
+    seeds: `[N, 2]`, of `noise.row_seeds`, to draw codes by their probability.
+      None takes the most probable, the first of equals, without a gradient to
+      the logits.
     temperature: of the relaxed one-hot; positive.
     hard: whether z is one value (True) or the relaxed mixture of them.
-    mask: `[...]`, positions that count in `q_c` (True or a weight); all by
-      default.
-    axis_name: a mapped axis (of `pmap` or `shard_map`), of which positions are
-      a part.
-    method: `plain` holds arrays of `[N, C]`, `tiled` never does, `auto` is
-      `tiled` for large ones. They are the same function of the key.
-
-  Returns:
-    An `Assignment`, float32 or wider.
-
-  Raises:
-    ValueError: for a `method` that is none of these.
   """
-  if method not in METHODS:
-    raise ValueError(
-        f'assign: method={method!r} is unknown; it must be one of'
-        f' {", ".join(METHODS)}'
-    )
   queries, keys, values = numerics.promote(queries, keys, values)
-  chex.assert_equal(queries.shape[-1], keys.shape[-1])
-  chex.assert_equal(len(keys), len(values))
-  if mask is None:
-    mask = jnp.ones(queries.shape[:-1], bool)
-  chex.assert_shape(mask, queries.shape[:-1])
-  num_logits = mask.size * len(keys)
-  if method == 'auto':
-    method = 'tiled' if num_logits >= _LARGE else 'plain'
-  compute = _tiled if method == 'tiled' else _plain
-  return compute(
-      queries, keys, values, key, temperature, hard, mask, axis_name
-  )
+  arguments = (queries, keys, values, weights, seeds, temperature, hard)
+  if plan.rows is None:
+    return _plain(*arguments)
+  return _tiled(plan, *arguments)
 
 
-def _plain(queries, keys, values, key, temperature, hard, mask, axis_name):
+def _plain(queries, keys, values, weights, seeds, temperature, hard):
   logits = jnp.matmul(queries, keys.T, precision=numerics.PRECISION)
   log_probs = jax.nn.log_softmax(logits)
-  if key is None:
-    codes = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+  if seeds is None:
+    _, codes = numerics.argmax(log_probs)
     z = values[codes]
   else:
-    chosen, codes = posterior.gumbel_softmax(
-        key,
-        log_probs,
-        temperature=temperature,
-        hard=hard,
-        axis_name=axis_name,
+    gumbel = noise.gumbel(seeds, len(keys), dtype=logits.dtype)
+    chosen, codes = posterior.relaxed_one_hot(
+        log_probs + gumbel, temperature=temperature, hard=hard
     )
     z = jnp.matmul(chosen, values, precision=numerics.PRECISION)
-  q_c = posterior.aggregated_posterior(
-      jnp.exp(log_probs), mask=mask, axis_name=axis_name
+  return Assignment(
+      z=z,
+      codes=codes,
+      codewords=values[codes],
+      posterior=jnp.matmul(
+          weights, jnp.exp(log_probs), precision=numerics.PRECISION
+      ),
+      entropy=posterior.posterior_entropy(log_probs),
   )
-  entropy = posterior.posterior_entropy(log_probs)
-  return Assignment(z, codes, values[codes], q_c, entropy)
 
 
-def _tiled(queries, keys, values, key, temperature, hard, mask, axis_name):
-  num_rows, num_codes = mask.size, len(keys)
-  tiling = _tiling(num_rows, num_codes, key is not None, hard, axis_name)
-  padding = ((0, -num_codes % tiling.codes), (0, 0))
-  weights = mask.reshape(-1).astype(queries.dtype)
-  if key is None:
-    seeds = jnp.zeros((num_rows, 2), jnp.uint32)
-  else:
-    seeds = noise.row_seeds(key, num_rows, axis_name=axis_name)
+def _tiled(plan, queries, keys, values, weights, seeds, temperature, hard):
+  num_codes, noisy = len(keys), seeds is not None
+  tiling = tiled.Tiling(noisy, noisy and not hard, num_codes, plan.codes)
+  padding = ((0, -num_codes % plan.codes), (0, 0))
   outputs = tiled.assign(
       tiling,
-      queries.reshape(num_rows, -1),
+      queries,
       jnp.pad(keys, padding),
       jnp.pad(values, padding),
-      jnp.asarray(temperature, queries.dtype),
+      jnp.asarray(temperature if noisy else 1, queries.dtype),
       weights,
-      seeds,
+      seeds if noisy else jnp.zeros((len(queries), 2), jnp.uint32),
   )
-  codes = outputs.codes.reshape(mask.shape)
-  codewords = values[codes]
-  relaxed = outputs.relaxed.reshape(codewords.shape)
-  total, count = outputs.posterior[:num_codes], jnp.sum(weights)
-  if axis_name is not None:
-    total, count = jax.lax.psum((total, count), axis_name)
+  codewords = values[outputs.codes]
   return Assignment(
-      z=relaxed if tiling.soft else codewords + relaxed,
-      codes=codes,
+      z=outputs.relaxed if tiling.soft else codewords + outputs.relaxed,
+      codes=outputs.codes,
       codewords=codewords,
-      q_c=total / jnp.maximum(count, jnp.finfo(total.dtype).tiny),
-      entropy=outputs.entropy.reshape(mask.shape),
-  )
-
-
-def _tiling(num_rows, num_codes, noisy, hard, axis_name):
-  """Returns how to divide rows and codes into tiles."""
-  devices = 1 if axis_name is not None else jax.device_count()
-  shards = devices if num_rows % devices == 0 else 1
-  tile = _TILE.get(jax.default_backend(), _ACCELERATOR_TILE)
-  rows = max(tile // num_codes, _MIN_ROWS)
-  codes = num_codes
-  if rows * codes > _MAX_TILE:
-    codes = _MAX_CODES
-    rows = _MAX_TILE // codes
-  return tiled.Tiling(
-      noisy=noisy,
-      soft=noisy and not hard,
-      num_codes=num_codes,
-      rows=min(rows, num_rows // shards),
-      codes=codes,
-      shards=shards,
+      posterior=outputs.posterior[:num_codes],
+      entropy=outputs.entropy,
   )

@@ -53,30 +53,28 @@ def log_posterior(
   Returns:
     `[..., C]` log-probabilities.
   """
-  queries, keys = logit_factors(z_hat, weights, codebook)
-  logits = jnp.matmul(queries, keys.T, precision=numerics.PRECISION)
-  return jax.nn.log_softmax(logits)
-
-
-def logit_factors(
-    z_hat: jax.Array, weights: jax.Array, codebook: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Returns arrays whose product is the logits of eq 16, up to a constant.
-
-  Args:
-    z_hat: `[..., L]`.
-    weights: `[..., L]`.
-    codebook: `[C, L]`.
-
-  Returns:
-    `queries [..., 2 L]` and `keys [C, 2 L]`.
-  """
   z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
   chex.assert_equal_shape([z_hat, weights])
   chex.assert_shape(codebook, (None, z_hat.shape[-1]))
-  queries = jnp.concatenate([weights * z_hat, -0.5 * weights], axis=-1)
-  keys = jnp.concatenate([codebook, jnp.square(codebook)], axis=-1)
-  return queries, keys
+  logits = jnp.matmul(
+      queries(z_hat, weights),
+      keys(codebook).T,
+      precision=numerics.PRECISION,
+  )
+  return jax.nn.log_softmax(logits)
+
+
+def queries(z_hat: jax.Array, weights: jax.Array) -> jax.Array:
+  """Returns `[..., 2 L]`, whose products with `keys` are the logits of eq 16.
+
+  Up to a constant of each position. Both arguments are `[..., L]`.
+  """
+  return jnp.concatenate([weights * z_hat, -0.5 * weights], axis=-1)
+
+
+def keys(codebook: jax.Array) -> jax.Array:
+  """Returns `[C, 2 L]` from `[C, L]`; see `queries`."""
+  return jnp.concatenate([codebook, jnp.square(codebook)], axis=-1)
 
 
 def component_variance(
@@ -129,12 +127,22 @@ def gumbel_softmax(
   (log_probs,) = numerics.promote(log_probs)
   seeds = noise.row_seeds(key, log_probs[..., 0].size, axis_name=axis_name)
   gumbel = noise.gumbel(seeds, log_probs.shape[-1], dtype=log_probs.dtype)
-  perturbed = log_probs + gumbel.reshape(log_probs.shape)
-  codes = jnp.argmax(perturbed, axis=-1).astype(jnp.int32)
-  soft = jax.nn.softmax(perturbed / temperature)
+  return relaxed_one_hot(
+      log_probs + gumbel.reshape(log_probs.shape),
+      temperature=temperature,
+      hard=hard,
+  )
+
+
+def relaxed_one_hot(
+    scores: jax.Array, *, temperature: chex.Numeric, hard: bool = True
+) -> tuple[jax.Array, jax.Array]:
+  """Returns where scores `[..., C]` are largest, as `gumbel_softmax` does."""
+  _, codes = numerics.argmax(scores)
+  soft = jax.nn.softmax(scores / temperature)
   if not hard:
     return soft, codes
-  one_hot = jax.nn.one_hot(codes, log_probs.shape[-1], dtype=soft.dtype)
+  one_hot = jax.nn.one_hot(codes, scores.shape[-1], dtype=soft.dtype)
   return numerics.straight_through(one_hot, soft), codes
 
 
@@ -182,39 +190,37 @@ def sample_latents(
   )
   codewords = codebook[codes]
   variance = component_variance(z_hat, codewords, two_sigma2=two_sigma2)
+  seeds = noise.row_seeds(key_noise, variance.size, axis_name=axis_name)
+  eps = noise.normal(seeds, z_hat.shape[-1], dtype=z_hat.dtype)
+  mean = jnp.matmul(c_q, codebook, precision=numerics.PRECISION)
   z = reparameterise(
-      key_noise,
-      jnp.matmul(c_q, codebook, precision=numerics.PRECISION),
+      mean,
       variance,
+      eps.reshape(mean.shape),
       stop_gradient=stop_variance_gradient,
-      axis_name=axis_name,
   )
   return Latents(z, codes, codewords, log_probs, variance)
 
 
 def reparameterise(
-    key: chex.PRNGKey,
     mean: jax.Array,
     variance: jax.Array,
+    eps: jax.Array,
     *,
     stop_gradient: bool = False,
-    axis_name: str | None = None,
 ) -> jax.Array:
-  """Returns `mean + sigma eps`, with eps standard normal, `[..., L]`.
+  """Returns `mean + sigma eps`, `[..., L]`.
 
   Args:
-    key: random key; eps of a position is drawn as in `gumbel_softmax`.
     mean: `[..., L]`.
     variance: `[...]`.
+    eps: `[..., L]`, standard normal.
     stop_gradient: whether sigma is a constant to the gradient.
-    axis_name: a mapped axis, of which positions are a part.
   """
   sigma = jnp.sqrt(variance + VARIANCE_EPS)
   if stop_gradient:
     sigma = jax.lax.stop_gradient(sigma)
-  seeds = noise.row_seeds(key, variance.size, axis_name=axis_name)
-  eps = noise.normal(seeds, mean.shape[-1], dtype=mean.dtype)
-  return mean + sigma[..., None] * eps.reshape(mean.shape)
+  return mean + sigma[..., None] * eps
 
 
 def most_probable_latents(
@@ -231,7 +237,7 @@ def most_probable_latents(
   """
   z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
   log_probs = log_posterior(z_hat, weights, codebook)
-  codes = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+  _, codes = numerics.argmax(log_probs)
   codewords = codebook[codes]
   variance = component_variance(z_hat, codewords, two_sigma2=two_sigma2)
   return Latents(codewords, codes, codewords, log_probs, variance)

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import NamedTuple
 
 import chex
 import jax
@@ -15,7 +16,6 @@ import pytest
 from gmvq_jax import assignment
 from gmvq_jax import noise
 from gmvq_jax import quantizers
-from gmvq_jax import tiled
 
 KEY = jax.random.key(7)
 
@@ -31,9 +31,65 @@ def operands(rng, shape, num_codes, k=6, dim=5, dtype=np.float32):
   return [jnp.asarray(x, dtype) for x in arrays]
 
 
-def scalar(rng, queries, keys, values, weights, temperature, **kwargs):
+class Result(NamedTuple):
+  """Everything that is known of positions."""
+
+  z: jax.Array
+  codes: jax.Array
+  codewords: jax.Array
+  entropy: jax.Array
+  q_c: jax.Array
+
+
+def assign(
+    queries,
+    keys,
+    values,
+    *,
+    key=None,
+    temperature=1.0,
+    hard=True,
+    mask=None,
+    **kwargs,
+):
+  """Assigns positions by their queries."""
+
+  def of_rows(plan, params, queries, weights, seeds):
+    assigned = assignment.assign(
+        plan,
+        queries,
+        params['keys'],
+        params['values'],
+        weights=weights,
+        seeds=seeds,
+        temperature=params['temperature'],
+        hard=hard,
+    )
+    results = assigned._asdict()
+    return results.pop('posterior'), results
+
+  params = {
+      'keys': keys,
+      'values': values,
+      'temperature': jnp.asarray(temperature, keys.dtype),
+  }
+  if mask is None:
+    mask = jnp.ones(queries.shape[:-1], bool)
+  q_c, results = assignment.map_positions(
+      of_rows,
+      params,
+      queries,
+      num_codes=len(keys),
+      mask=mask,
+      keys=key,
+      **kwargs,
+  )
+  return Result(q_c=q_c, **results)
+
+
+def scalar(queries, keys, values, weights, temperature, **kwargs):
   """A loss that every output and so every gradient takes part in."""
-  result = assignment.assign(
+  result = assign(
       queries, keys, values, temperature=temperature, mask=weights, **kwargs
   )
   parts = (result.z, result.q_c, result.entropy, result.codewords)
@@ -42,9 +98,9 @@ def scalar(rng, queries, keys, values, weights, temperature, **kwargs):
   return loss, result
 
 
-def value_and_gradients(rng, arrays, temperature, **kwargs):
+def value_and_gradients(arrays, temperature, **kwargs):
   def loss(*arguments):
-    return scalar(rng, *arguments, **kwargs)
+    return scalar(*arguments, **kwargs)
 
   dtype = arrays[0].dtype
   return jax.jit(jax.value_and_grad(loss, range(5), has_aux=True))(
@@ -66,7 +122,7 @@ def small_tiles(monkeypatch):
 def test_against_numpy(rng, x64, small_tiles, method, hard):
   n, c, tau = 24, 50, 0.6
   q, k, v, w = operands(rng, (n,), c, dtype=np.float64)
-  actual = assignment.assign(
+  actual = assign(
       q, k, v, key=KEY, temperature=tau, hard=hard, mask=w, method=method
   )
   gumbel = noise.gumbel(noise.row_seeds(KEY, n), c, dtype=jnp.float64)
@@ -91,7 +147,7 @@ def test_tiles_change_nothing(rng, x64, small_tiles, kind, shape, num_codes):
   arrays = operands(rng, shape, num_codes, dtype=np.float64)
   kwargs = dict(key=None if kind == 'still' else KEY, hard=kind != 'soft')
   plain, tiles = (
-      value_and_gradients(rng, arrays, 0.5, method=method, **kwargs)
+      value_and_gradients(arrays, 0.5, method=method, **kwargs)
       for method in ('plain', 'tiled')
   )
   chex.assert_trees_all_close(plain, tiles, rtol=1e-8, atol=1e-10)
@@ -105,7 +161,7 @@ def test_tiles_change_nothing_in_float32(
   arrays = operands(rng, (num_rows,), num_codes, k=32, dim=16)
   arrays[0] = 0.3 * arrays[0]
   plain, tiles = (
-      value_and_gradients(rng, arrays, 0.5, method=method, key=KEY, hard=hard)
+      value_and_gradients(arrays, 0.5, method=method, key=KEY, hard=hard)
       for method in ('plain', 'tiled')
   )
   np.testing.assert_array_equal(plain[0][1].codes, tiles[0][1].codes)
@@ -121,7 +177,7 @@ def test_extreme_logits_stay_finite(rng, small_tiles):
   q, k, v, w = operands(rng, (16,), 50)
   for scale in (0.0, 1e4, 1e8):
     (loss, result), gradients = value_and_gradients(
-        rng, [scale * q, k, v, w], 1e-2, method='tiled', key=KEY
+        [scale * q, k, v, w], 1e-2, method='tiled', key=KEY
     )
     chex.assert_tree_all_finite((loss, result, gradients))
 
@@ -129,7 +185,7 @@ def test_extreme_logits_stay_finite(rng, small_tiles):
 def test_equals_take_the_first_code(small_tiles):
   q, k, v = jnp.ones((8, 2)), jnp.ones((50, 2)), jnp.ones((50, 3))
   for method in ('plain', 'tiled'):
-    codes = assignment.assign(q, k, v, method=method).codes
+    codes = assign(q, k, v, method=method).codes
     np.testing.assert_array_equal(codes, 0)
 
 
@@ -138,7 +194,7 @@ def test_codes_are_drawn_from_the_posterior(rng, small_tiles):
   query = jnp.asarray(rng.normal(size=6), jnp.float32)
   queries = jnp.broadcast_to(query, (40_000, 6))
   result = jax.jit(
-      functools.partial(assignment.assign, method='tiled', key=KEY)
+      functools.partial(assign, method='tiled', key=KEY)
   )(queries, k, v)
   counts = np.bincount(result.codes, minlength=60)
   expected = 40_000 * np.asarray(result.q_c, np.float64)
@@ -150,10 +206,10 @@ def test_a_part_of_the_rows_on_each_device_is_the_same(rng, small_tiles):
   arrays = operands(rng, (16, 3), 50)
   kwargs = dict(key=KEY, temperature=0.7)
   for method in ('plain', 'tiled'):
-    assign = functools.partial(assignment.assign, method=method, **kwargs)
-    whole = assign(*arrays[:3], mask=arrays[3])
+    this = functools.partial(assign, method=method, **kwargs)
+    whole = this(*arrays[:3], mask=arrays[3])
     parts = jax.vmap(
-        lambda q, w, assign=assign: assign(
+        lambda q, w, this=this: this(
             q, *arrays[1:3], mask=w, axis_name='devices'
         ),
         axis_name='devices',
@@ -161,13 +217,6 @@ def test_a_part_of_the_rows_on_each_device_is_the_same(rng, small_tiles):
     np.testing.assert_array_equal(parts.codes.reshape(16, 3), whole.codes)
     for q_c in parts.q_c:
       np.testing.assert_allclose(q_c, whole.q_c, rtol=1e-5)
-
-
-def test_an_unknown_method_is_refused():
-  with pytest.raises(ValueError, match="'fast' is unknown.*plain, tiled"):
-    assignment.assign(
-        jnp.ones((2, 3)), jnp.ones((4, 3)), jnp.ones((4, 5)), method='fast'
-    )
 
 
 def _compile(quantizer, num_rows, num_devices):
@@ -246,17 +295,19 @@ def test_memory_is_a_tenth_of_the_plain_version():
   assert temporary('tiled') < temporary('plain') / 10
 
 
-def test_auto_is_tiled_for_large_ones(rng, monkeypatch):
-  taken = []
-  monkeypatch.setattr(
-      tiled, 'assign', lambda *_: taken.append(True) or _stop()
-  )
+def test_auto_is_tiled_for_large_ones(monkeypatch):
   monkeypatch.setattr(assignment, '_LARGE', 1000)
-  assignment.assign(*operands(rng, (9,), 111)[:3])
-  assert not taken
-  with pytest.raises(StopIteration):
-    assignment.assign(*operands(rng, (10,), 111)[:3])
+  assert assignment.plan('auto', 9, 111).rows is None
+  assert assignment.plan('auto', 10, 111).rows is not None
 
 
-def _stop():
-  raise StopIteration
+def test_a_tile_holds_few_rows_and_few_codes():
+  assert assignment.plan('plain', 2**20, 2**20).rows is None
+  for num_codes in (3, 1024, 65_536, 2**20, 2**20 + 1):
+    plan = assignment.plan('tiled', 2**20, num_codes)
+    assert plan.rows * plan.codes <= 2**22
+    assert plan.rows >= 64
+    assert plan.codes <= num_codes
+    assert plan.shards == 8
+  assert assignment.plan('tiled', 2**20 + 1, 1024).shards == 1
+  assert assignment.plan('tiled', 2**20, 1024, 'devices').shards == 1

@@ -157,18 +157,17 @@ def apply_mask(
 
 def latent_metrics(
     z_hat: jax.Array,
-    codewords: jax.Array,
+    error: jax.Array,
     mean: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
   """Returns what every quantizer reports of its latents, each per channel.
 
   Args:
     z_hat: `[..., L]`, the latents as they are searched.
-    codewords: `[..., L]`, those that stand for them.
+    error: `[...]`, the mean square of what they are from their codewords.
     mean: averages `[..., *rest]` over the positions that count.
   """
   centred = z_hat - mean(z_hat)
-  error = jnp.mean(jnp.square(z_hat - codewords), axis=-1)
   return {
       'quantization_error': mean(error),
       'latent_variance': mean(jnp.mean(jnp.square(centred), axis=-1)),
@@ -226,4 +225,5 @@ def hard(
     return numerics.masked_mean(values, mask, axis_name=axis_name)
 
   q_c = shares(codes, num_codes, mask, axis_name)
-  return Quantized(z, codes, q_c, loss, latent_metrics(z_hat, codewords, mean))
+  error = jnp.mean(jnp.square(z_hat - codewords), axis=-1)
+  return Quantized(z, codes, q_c, loss, latent_metrics(z_hat, error, mean))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gmvq_jax import assignment as assignment_lib
+from gmvq_jax import noise
 from gmvq_jax import numerics
 from gmvq_jax import posterior
 from gmvq_jax.albo import combine
@@ -63,8 +64,8 @@ def gmvq(
     weight_scale: factor on the precisions of eq 15. Not in the paper: it sets
       how sharp posteriors are at the start.
     assignment: how codes are drawn: `plain`, `tiled`, whose memory does not
-      grow with N x C, or `auto`; see `assignment.assign`. `expected` and
-      `batch` hold an array of [N, C] in any case.
+      grow with N x C, or `auto`; see `assignment.plan`. The aggregate
+      `batch` holds arrays of [N, C] in any case.
 
   Raises:
     ValueError: for a `latent`, `aggregate` or `assignment` that is none of
@@ -77,6 +78,51 @@ def gmvq(
   def init(key):
     codebook = jax.random.normal(key, (num_codes, dim))
     return {'codebook': codebook}, {}
+
+  def of_rows(plan, params, h, weights, seeds):
+    z_hat, raw = numerics.promote(*jnp.split(h, 2, axis=-1))
+    codebook, two_sigma2 = params['codebook'], params['two_sigma2']
+    precision = params['weight_scale'] * jax.nn.softplus(raw)
+    assigned = assignment_lib.assign(
+        plan,
+        posterior.queries(z_hat, precision),
+        params['keys'],
+        codebook,
+        weights=weights,
+        seeds=None if seeds is None else seeds[0],
+        temperature=params['temperature'],
+        hard=hard,
+    )
+    z = assigned.z
+    variance = posterior.component_variance(
+        z_hat, assigned.codewords, two_sigma2=two_sigma2
+    )
+    if seeds is not None:
+      z = posterior.reparameterise(
+          z,
+          variance,
+          noise.normal(seeds[1], dim, dtype=z.dtype),
+          stop_gradient=stop_variance_gradient,
+      )
+    results = {
+        'z': z,
+        'codes': assigned.codes,
+        'entropy': assigned.entropy,
+        'variance': variance,
+        'precision': jnp.mean(precision, axis=-1),
+    }
+    if latent == 'coupled':
+      results['latent'] = latent_coupled(
+          z_hat, assigned.codewords, two_sigma2=two_sigma2
+      )
+    elif latent == 'expected':
+      results['latent'] = latent_expected(
+          z_hat,
+          posterior.log_posterior(z_hat, precision, codebook),
+          codebook,
+          two_sigma2=two_sigma2,
+      )
+    return assigned.posterior, results
 
   def apply(
       params,
@@ -91,58 +137,49 @@ def gmvq(
   ):
     h, mask = base.apply_mask(h, mask)
     key = base.training_key(train, key, temperature)
-    z_hat, raw = jnp.split(h, 2, axis=-1)
-    z_hat, raw, codebook = numerics.promote(z_hat, raw, params['codebook'])
-    weights = weight_scale * jax.nn.softplus(raw)
-    key_code, key_noise = (None, None) if key is None else jax.random.split(key)
-    assigned = assignment_lib.assign(
-        *posterior.logit_factors(z_hat, weights, codebook),
-        codebook,
-        key=key_code,
-        temperature=temperature,
-        hard=hard,
+    (codebook,) = numerics.promote(params['codebook'])
+    numbers = {
+        'temperature': temperature if train else 1.0,
+        'two_sigma2': two_sigma2,
+        'weight_scale': weight_scale,
+    }
+    numbers = {k: jnp.asarray(v, codebook.dtype) for k, v in numbers.items()}
+    q_c, of_position = assignment_lib.map_positions(
+        of_rows,
+        {'codebook': codebook, 'keys': posterior.keys(codebook), **numbers},
+        h,
+        num_codes=num_codes,
         mask=mask,
+        keys=None if key is None else tuple(jax.random.split(key)),
         axis_name=axis_name,
         method=assignment,
     )
-    variance = posterior.component_variance(
-        z_hat, assigned.codewords, two_sigma2=two_sigma2
-    )
-    z, q_c = assigned.z, assigned.q_c
-    if train:
-      z = posterior.reparameterise(
-          key_noise,
-          z,
-          variance,
-          stop_gradient=stop_variance_gradient,
-          axis_name=axis_name,
-      )
+    z = of_position['z']
 
     def mean(values):
       return numerics.masked_mean(values, mask, axis_name=axis_name)
 
-    if latent == 'coupled':
-      term = latent_coupled(z_hat, assigned.codewords, two_sigma2=two_sigma2)
-    elif latent == 'expected':
-      log_probs = posterior.log_posterior(z_hat, weights, codebook)
-      term = latent_expected(z_hat, log_probs, codebook, two_sigma2=two_sigma2)
-    else:
-      term = latent_aggregated(z, q_c, codebook)
-    term = mean(term)
+    if latent == 'aggregated':
+      of_position['latent'] = latent_aggregated(z, q_c, codebook)
+    term = mean(of_position['latent'])
     kl = kl_to_uniform(q_c)
     if aggregate == 'batch':
-      probs = jnp.exp(posterior.log_posterior(z_hat, weights, codebook))
-      kl = _kl_of_positions(probs, mask, axis_name)
+      z_hat, raw = jnp.split(h, 2, axis=-1)
+      precision = weight_scale * jax.nn.softplus(raw)
+      log_probs = posterior.log_posterior(z_hat, precision, codebook)
+      kl = _kl_of_positions(jnp.exp(log_probs), mask, axis_name)
     metrics = {
         'latent': term,
         'kl': kl,
-        'posterior_entropy': mean(assigned.entropy),
-        'variance': mean(variance),
-        'precision': mean(weights.mean(axis=-1)),
-        **base.latent_metrics(z_hat, assigned.codewords, mean),
+        'posterior_entropy': mean(of_position['entropy']),
+        'variance': mean(of_position['variance']),
+        'precision': mean(of_position['precision']),
+        **base.latent_metrics(
+            h[..., :dim], two_sigma2 * of_position['variance'], mean
+        ),
     }
     loss = gamma * (term + beta * kl)
-    return base.Quantized(z, assigned.codes, q_c, loss, metrics), state
+    return base.Quantized(z, of_position['codes'], q_c, loss, metrics), state
 
   def objective(squared_error, quantized, *, data_dim, positions):
     return combine(

@@ -37,7 +37,7 @@ def gumbel(
     kl_weight: weight of the KL.
     hard: whether the decoder is trained on one codeword (True) or on the
       relaxed mixture of them.
-    assignment: how codes are drawn; see `assignment.assign`.
+    assignment: how codes are drawn; see `assignment.plan`.
 
   Raises:
     ValueError: for an `assignment` that is none of these.
@@ -53,6 +53,26 @@ def gumbel(
         'bias': jnp.zeros(num_codes),
     }, {}
 
+  def of_rows(plan, params, z_hat, weights, seeds):
+    (z_hat,) = numerics.promote(z_hat)
+    assigned = assignment_lib.assign(
+        plan,
+        jnp.concatenate([z_hat, jnp.ones_like(z_hat[:, :1])], axis=-1),
+        params['keys'],
+        params['codebook'],
+        weights=weights,
+        seeds=seeds,
+        temperature=params['temperature'],
+        hard=hard,
+    )
+    error = jnp.mean(jnp.square(z_hat - assigned.codewords), axis=-1)
+    return assigned.posterior, {
+        'z': assigned.z,
+        'codes': assigned.codes,
+        'entropy': assigned.entropy,
+        'error': error,
+    }
+
   def apply(
       params,
       state,
@@ -66,15 +86,22 @@ def gumbel(
   ):
     h, mask = base.apply_mask(h, mask)
     key = base.training_key(train, key, temperature)
-    z_hat, codebook = numerics.promote(h, params['codebook'])
-    assigned = assignment_lib.assign(
-        jnp.concatenate([z_hat, jnp.ones_like(z_hat[..., :1])], axis=-1),
-        jnp.concatenate([params['kernel'].T, params['bias'][:, None]], axis=-1),
-        codebook,
-        key=key,
-        temperature=temperature,
-        hard=hard,
+    codebook, kernel, bias = numerics.promote(
+        params['codebook'], params['kernel'], params['bias']
+    )
+    q_c, of_position = assignment_lib.map_positions(
+        of_rows,
+        {
+            'codebook': codebook,
+            'keys': jnp.concatenate([kernel.T, bias[:, None]], axis=-1),
+            'temperature': jnp.asarray(
+                temperature if train else 1.0, codebook.dtype
+            ),
+        },
+        h,
+        num_codes=num_codes,
         mask=mask,
+        keys=key,
         axis_name=axis_name,
         method=assignment,
     )
@@ -82,15 +109,19 @@ def gumbel(
     def mean(values):
       return numerics.masked_mean(values, mask, axis_name=axis_name)
 
-    entropy = mean(assigned.entropy)
+    entropy = mean(of_position['entropy'])
     kl = jnp.log(num_codes) - entropy
     metrics = {
         'kl': kl,
         'posterior_entropy': entropy,
-        **base.latent_metrics(z_hat, assigned.codewords, mean),
+        **base.latent_metrics(h, of_position['error'], mean),
     }
     quantized = base.Quantized(
-        assigned.z, assigned.codes, assigned.q_c, kl_weight * kl, metrics
+        of_position['z'],
+        of_position['codes'],
+        q_c,
+        kl_weight * kl,
+        metrics,
     )
     return quantized, state
 

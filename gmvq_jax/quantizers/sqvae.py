@@ -44,7 +44,7 @@ def sqvae(
     dim: L.
     variance: one for all (`scalar`), for an `image`, or for a `position`.
     initial_variance: what the learnt part starts from.
-    assignment: how codes are drawn; see `assignment.assign`.
+    assignment: how codes are drawn; see `assignment.plan`.
 
   Raises:
     ValueError: for a `variance` or an `assignment` that is none of these.
@@ -57,6 +57,29 @@ def sqvae(
     codebook = jax.random.normal(key, (num_codes, dim))
     log_variance = jnp.log(jnp.asarray(initial_variance, jnp.float32))
     return {'codebook': codebook, 'log_variance': log_variance}, {}
+
+  def of_rows(plan, params, rows, weights, seeds):
+    z_hat, v = rows[:, :dim], rows[:, dim]
+    # -|z - e|^2 / 2v, less what all codes share.
+    precision = 1 / v[:, None]
+    assigned = assignment_lib.assign(
+        plan,
+        jnp.concatenate([precision * z_hat, -precision / 2], axis=-1),
+        params['keys'],
+        params['codebook'],
+        weights=weights,
+        seeds=seeds,
+        temperature=params['temperature'],
+        hard=False,
+    )
+    error = jnp.mean(jnp.square(z_hat - assigned.codewords), axis=-1)
+    return assigned.posterior, {
+        'z': assigned.z,
+        'codes': assigned.codes,
+        'entropy': assigned.entropy,
+        'latent': jnp.sum(jnp.square(z_hat - assigned.z), axis=-1) / (2 * v),
+        'error': error,
+    }
 
   def apply(
       params,
@@ -79,36 +102,36 @@ def sqvae(
     v = jnp.broadcast_to(
         width + jnp.exp(params['log_variance']), z_hat.shape[:-1]
     )
-    # -|z - e|^2 / 2v, less what all codes share.
-    precision = 1 / v[..., None]
     energy = jnp.sum(jnp.square(codebook), axis=-1, keepdims=True)
-    assigned = assignment_lib.assign(
-        jnp.concatenate([precision * z_hat, -precision / 2], axis=-1),
-        jnp.concatenate([codebook, energy], axis=-1),
-        codebook,
-        key=key,
-        temperature=temperature,
-        hard=False,
+    q_c, of_position = assignment_lib.map_positions(
+        of_rows,
+        {
+            'codebook': codebook,
+            'keys': jnp.concatenate([codebook, energy], axis=-1),
+            'temperature': jnp.asarray(
+                temperature if train else 1.0, codebook.dtype
+            ),
+        },
+        jnp.concatenate([z_hat, v[..., None]], axis=-1),
+        num_codes=num_codes,
         mask=mask,
+        keys=key,
         axis_name=axis_name,
         method=assignment,
     )
-    z = assigned.z
 
     def mean(values):
       return numerics.masked_mean(values, mask, axis_name=axis_name)
 
-    entropy = mean(assigned.entropy)
-    latent = mean(jnp.sum(jnp.square(z_hat - z), axis=-1) / (2 * v))
+    entropy, latent = mean(of_position['entropy']), mean(of_position['latent'])
     metrics = {
         'posterior_entropy': entropy,
         'latent': latent,
         'variance': mean(v),
-        **base.latent_metrics(z_hat, assigned.codewords, mean),
+        **base.latent_metrics(z_hat, of_position['error'], mean),
     }
-    loss = latent - entropy
     quantized = base.Quantized(
-        z, assigned.codes, assigned.q_c, loss, metrics
+        of_position['z'], of_position['codes'], q_c, latent - entropy, metrics
     )
     return quantized, state
 
