@@ -137,7 +137,10 @@ def map_positions(
     total, results = of_rows(params, rows, seeds)
   else:
     total, results = rows_lib.map_rows(
-        of_rows, this_plan.rows, this_plan.shards, params, rows, seeds
+        of_rows,
+        this_plan.rows,
+        this_plan.shards,
+        *numerics.vary((params, rows, seeds)),
     )
   count = jnp.sum(weights)
   if axis_name is not None:

@@ -4,34 +4,49 @@ Shapes: `N` points, `C` codes, `L` dimensions.
 """
 
 import functools
+import math
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax import assignment
 from gmvq_jax import numerics
-
-# More distances than this are not held at a time: 256 MiB.
-_MAX_DISTANCES = 2**26
+from gmvq_jax import rows as rows_lib
+from gmvq_jax import tiled
 
 
 def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
   """Returns the code of the nearest codeword, `[...]` int32.
 
+  Little is held at a time, however many points and codewords there are. There
+  is no gradient.
+
   Args:
     points: `[..., L]`.
     codebook: `[C, L]`. Of codewords at equal distance the first wins.
   """
+  points, codebook = jax.lax.stop_gradient(numerics.promote(points, codebook))
+  # Far from the origin the difference of large squares would be lost.
+  centre = jnp.mean(codebook, axis=0)
+  keys = codebook - centre
+  # Half of what |point|^2 is more than the squared distance is a product.
+  energy = jnp.sum(jnp.square(keys), axis=-1, keepdims=True)
+  keys = jnp.concatenate([keys, -energy / 2], axis=-1)
+  shape = points.shape[:-1]
+  plan = assignment.plan('auto', math.prod(shape), len(codebook))
 
-  def nearest(points):
-    return jnp.argmin(_distances(points, codebook), axis=-1).astype(jnp.int32)
+  def of_tile(rows):
+    ones = jnp.ones_like(rows[:, :1])
+    queries = jnp.concatenate([rows - centre, ones], axis=-1)
+    return (), tiled.largest(plan.codes, queries, keys)
 
   rows = points.reshape(-1, points.shape[-1])
-  if len(rows) * len(codebook) <= _MAX_DISTANCES:
-    return nearest(points)
-  at_once = max(_MAX_DISTANCES // len(codebook), 1)
-  codes = jax.lax.map(nearest, rows, batch_size=at_once)
-  return codes.reshape(points.shape[:-1])
+  if plan.rows is None:
+    _, codes = of_tile(rows)
+  else:
+    _, codes = rows_lib.fold(of_tile, plan.rows, plan.shards, rows)
+  return codes.reshape(shape)
 
 
 def code_counts(
@@ -149,14 +164,3 @@ def _kmeans_plus_plus(key, points, weights, num_clusters):
       1, num_clusters, pick, (centroids.at[0].set(first), distance)
   )
   return centroids
-
-
-def _distances(points, codebook):
-  """Returns squared distances `[..., C]`, less |point|^2, by one product."""
-  points, codebook = numerics.promote(points, codebook)
-  # Far from the origin the difference of large squares would be lost.
-  centre = jnp.mean(codebook, axis=0)
-  points, codebook = points - centre, codebook - centre
-  products = jnp.matmul(points, codebook.T, precision=numerics.PRECISION)
-  return jnp.sum(jnp.square(codebook), axis=-1) - 2 * products
-

@@ -1,5 +1,8 @@
 """The few numerical conventions that every formula here shares."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +34,38 @@ def argmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
   index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
   first = jnp.where(scores == best[..., None], index, scores.shape[-1] - 1)
   return best, jnp.min(first, axis=-1)
+
+
+def loop(count: int, body: Callable[..., Any], state: Any) -> Any:
+  """Returns `state` after `state = body(index, state)`, `count` times.
+
+  A `fori_loop` whose state may start the same on all devices of a `shard_map`,
+  and become each device's own.
+  """
+  after = jax.eval_shape(lambda state: body(0, state), state)
+  state = jax.tree.map(lambda x, y: _vary(x, _varying(y)), state, after)
+  return jax.lax.fori_loop(0, count, body, state)
+
+
+def vary(tree: Any) -> Any:
+  """Returns the arrays of a tree, each device's own if one of them is.
+
+  What is the same on all devices of a `shard_map` has a gradient that is a sum
+  over them. This takes care of it where `custom_vjp` would refuse.
+  """
+  axes = [_varying(jax.typeof(x)) for x in jax.tree.leaves(tree)]
+  return jax.tree.map(lambda x: _vary(x, frozenset().union(*axes)), tree)
+
+
+def _vary(x, axes):
+  axes = tuple(axes - _varying(jax.typeof(x)))
+  return jax.lax.pcast(x, axes, to='varying') if axes else x
+
+
+def _varying(kind):
+  """Returns the mapped axes along which a value of a type may differ."""
+  axes = getattr(kind, 'manual_axis_type', None)  # JAX 0.10 and later.
+  return getattr(kind, 'vma', frozenset()) if axes is None else axes.varying
 
 
 def masked_mean(

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax import numerics
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def map_rows(
@@ -44,7 +46,7 @@ def _forward(function, num_rows, shards, params, rows, seeds):
   def of_tile(tile):
     return function(params, *tile)
 
-  outputs = _fold(of_tile, num_rows, shards, (rows, seeds))
+  outputs = fold(of_tile, num_rows, shards, (rows, seeds))
   return outputs, (params, rows, seeds)
 
 
@@ -57,7 +59,7 @@ def _backward(function, num_rows, shards, residuals, gradients):
     _, vjp = jax.vjp(lambda p, r: _floats(function(p, r, seeds)), params, rows)
     return vjp((d_sums, d_results))
 
-  d_params, d_rows = _fold(
+  d_params, d_rows = fold(
       of_tile, num_rows, shards, (rows, seeds, _floats(d_results))
   )
   return d_params, d_rows, None
@@ -73,10 +75,22 @@ def _floats(tree):
   )
 
 
-def _fold(of_tile, num_rows, shards, rows):
-  """Returns the sums and the results of `tile -> (sums, results)`.
+def fold(
+    of_tile: Callable[[Any], tuple[Any, Any]],
+    num_rows: int,
+    shards: int,
+    rows: Any,
+) -> tuple[Any, Any]:
+  """Returns the sums and the results of all tiles; see `map_rows`.
 
-  The rows are sliced where they lie; to scan over them would copy them.
+  It has no derivative of its own. The rows are sliced where they lie; to scan
+  over them would copy them.
+
+  Args:
+    of_tile: `rows -> (sums, results)`.
+    num_rows: T.
+    shards: parts of the rows that are tiled apart.
+    rows: a pytree of arrays `[N, ...]`.
   """
   total = len(jax.tree.leaves(rows)[0])
   per_shard = total // shards
@@ -117,8 +131,8 @@ def _fold(of_tile, num_rows, shards, rows):
           results,
       ),
   )
-  sums, results = jax.lax.fori_loop(
-      0, (per_shard + padding) // num_rows, step, start
+  sums, results = numerics.loop(
+      (per_shard + padding) // num_rows, step, start
   )
   sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
   return sums, jax.tree.map(collect, results)

@@ -216,6 +216,28 @@ def _backward(tiling, residuals, gradients):
 assign.defvjp(_forward, _backward)
 
 
+def largest(num_codes: int, queries: jax.Array, keys: jax.Array) -> jax.Array:
+  """Returns where products of queries and keys are largest, `[T]` int32.
+
+  Args:
+    num_codes: S, at a time.
+    queries: `[T, K]`.
+    keys: `[C, K]`. Of equals the first wins.
+  """
+  tiling = Tiling(False, False, len(keys), num_codes)
+  keys = jnp.pad(keys, ((0, -len(keys) % num_codes), (0, 0)))
+
+  def step(state, part, products, _):
+    best, codes = state
+    tile_best, tile_codes = numerics.argmax(products)
+    codes = jnp.where(tile_best > best, part.start + tile_codes, codes)
+    return jnp.maximum(best, tile_best), codes
+
+  least = jnp.full(len(queries), -jnp.inf, queries.dtype)
+  codes = jnp.zeros(len(queries), jnp.int32)
+  return _over_codes(tiling, queries, keys, None)(step, (least, codes))[1]
+
+
 class _Part(NamedTuple):
   """The codes of one tile: S of them, from `start` on."""
 
@@ -266,7 +288,7 @@ def _over_codes(tiling, queries, keys, seeds):
       part = _Part(index * tiling.codes, tiling.codes)
       return step(state, part, *scores(part))
 
-    return jax.lax.fori_loop(0, len(keys) // tiling.codes, body, state)
+    return numerics.loop(len(keys) // tiling.codes, body, state)
 
   return fold
 

@@ -4,10 +4,14 @@ import chex
 import jax
 import jax.extend
 import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
 import gmvq_jax
+from gmvq_jax import assignment
 from gmvq_jax import codebook
 from gmvq_jax import distributed
 
@@ -159,10 +163,39 @@ def test_more_clusters_than_points_are_refused():
     gmvq_jax.kmeans(jax.random.key(0), jnp.zeros((4, 2)), 9)
 
 
-def test_many_distances_are_searched_in_parts(rng, monkeypatch):
-  points = rng.normal(size=(7, 30, 4)).astype(np.float32)
-  rows = rng.normal(size=(50, 4)).astype(np.float32)
+@pytest.mark.parametrize('num_codes', [7, 50, 100])
+def test_many_distances_are_searched_in_parts(rng, monkeypatch, num_codes):
+  points = rng.normal(size=(7, 31, 4)).astype(np.float32)
+  rows = rng.normal(size=(num_codes, 4)).astype(np.float32)
+  rows[num_codes // 2 :] = rows[: -(num_codes // 2)]
   whole = codebook.nearest_codes(points, rows)
-  for limit in (1, 50, 999):
-    monkeypatch.setattr(codebook, '_MAX_DISTANCES', limit)
+  for large, tile, max_codes in ((1, 50, 16), (1, 10**4, 16), (1, 300, 50)):
+    monkeypatch.setattr(assignment, '_LARGE', large)
+    monkeypatch.setattr(assignment, '_TILE', {'cpu': tile})
+    monkeypatch.setattr(assignment, '_MIN_ROWS', 3)
+    monkeypatch.setattr(assignment, '_MAX_TILE', 3 * max_codes)
+    monkeypatch.setattr(assignment, '_MAX_CODES', max_codes)
     np.testing.assert_array_equal(codebook.nearest_codes(points, rows), whole)
+
+
+def test_the_search_holds_little_and_sends_nothing():
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  whole, divided = (
+      NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ('data',))
+  )
+  compiled = (
+      jax.jit(
+          codebook.nearest_codes,
+          in_shardings=(divided, whole),
+          out_shardings=divided,
+      )
+      .lower(
+          jax.ShapeDtypeStruct((2**19, 64), jnp.float32),
+          jax.ShapeDtypeStruct((2**14, 64), jnp.float32),
+      )
+      .compile()
+  )
+  for collective in ('all-gather', 'all-reduce', 'all-to-all', 'permute'):
+    assert collective not in compiled.as_text()
+  # The distances of one device's points would be 4 GiB.
+  assert compiled.memory_analysis().temp_size_in_bytes < 2**25
