@@ -6,6 +6,7 @@ from typing import get_origin
 
 from ml_collections import ConfigDict
 
+from gmvq_jax import assignment
 from gmvq_jax import errors
 from gmvq_jax import quantizers
 from gmvq_jax import schedules
@@ -153,6 +154,7 @@ _RULES = {
     'quantizer.weight_scale': _POSITIVE,
     'quantizer.latent': quantizers.LATENT_TERMS,
     'quantizer.aggregate': quantizers.AGGREGATES,
+    'quantizer.assignment': assignment.METHODS,
 }
 
 

@@ -121,7 +121,7 @@ def fold(
     return sums, results
 
   rows = jax.tree.map(divide, rows)
-  sums, results = jax.eval_shape(jax.vmap(of_tile), tile_at(0))
+  sums, results = jax.eval_shape(lambda: jax.vmap(of_tile)(tile_at(0)))
   start = (
       jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
       jax.tree.map(

@@ -389,6 +389,29 @@ def test_gmvq_adds_the_noise_of_eq_18():
   )
 
 
+@pytest.mark.parametrize('assignment', ['plain', 'tiled'])
+@pytest.mark.parametrize('hard', [True, False])
+def test_gmvq_draws_what_the_reference_draws(assignment, hard):
+  quantizer = gmvq_jax.gmvq(
+      C, L, gamma=0.1, beta=2.0, hard=hard, assignment=assignment
+  )
+  params, state, h = inputs(quantizer)
+  quantized, _ = train(quantizer, params, state, h)
+  z_hat, raw = jnp.split(h, 2, axis=-1)
+  expected = gmvq_jax.sample_latents(
+      jax.random.key(2),
+      z_hat,
+      jax.nn.softplus(raw),
+      params['codebook'],
+      temperature=0.7,
+      hard=hard,
+  )
+  np.testing.assert_array_equal(quantized.codes, expected.codes)
+  np.testing.assert_allclose(quantized.z, expected.z, rtol=1e-5, atol=1e-5)
+  probs = jnp.exp(expected.log_probs)
+  np.testing.assert_allclose(quantized.q_c, probs.mean((0, 1)), rtol=1e-5)
+
+
 def test_gmvq_batch_alone_gives_each_position_its_q_c(rng):
   quantizer = QUANTIZERS['gmvq, batch']
   params, state, h = inputs(quantizer, (8, 3))
