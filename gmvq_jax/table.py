@@ -86,7 +86,37 @@ def markdown(results: dict[str, Any]) -> str:
     cells = [row.name, *(cell(row, metric) for metric in COLUMNS)]
     cells += [str(row.seeds or ''), row.numbers, printed, '; '.join(row.notes)]
     lines.append(cells)
-  return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in lines) + '\n'
+  text = '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in lines) + '\n'
+  return '\n'.join([text, *margins(results)]).rstrip() + '\n'
+
+
+def margins(results: dict[str, Any]) -> list[str]:
+  """Returns a sentence about each GM-VQ's margin over VQVAE, seed by seed."""
+
+  def errors_of(method):
+    return [
+        1e3 * run['metrics']['mse']
+        for run in results['runs']
+        if run['method'] == method and not run['failure']
+    ]
+
+  sentences, rival = [], errors_of('vqvae')
+  for method in ('gmvq', 'gmvq+entropy'):
+    ours = errors_of(method)
+    if not ours or not rival:
+      continue
+    if max(ours) < min(rival):
+      verdict = 'the margin holds for every seed'
+    elif np.mean(ours) < np.mean(rival):
+      verdict = 'the margin does not hold for every seed'
+    else:
+      verdict = 'there is no margin'
+    means = [report.significant(np.mean(x), 3) for x in (ours, rival)]
+    sentences.append(
+        f'{method} over vqvae: MSE {means[0]} against {means[1]} × 10⁻³;'
+        f' {verdict}.'
+    )
+  return sentences
 
 
 def cell(row: Row, metric: str) -> str:
@@ -117,6 +147,7 @@ def write(path: pathlib.Path, results: dict[str, Any]) -> None:
       columns=COLUMNS,
       rows=rows,
       cell=cell,
+      margins=margins(results),
       searches=results['searches'],
       chart=charts.points('perplexity, per batch', 'MSE × 10⁻³', points),
       strips=[(name, pictures.strip(images)) for name, images in strips],

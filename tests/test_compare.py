@@ -145,6 +145,25 @@ def test_rows_are_ranked_by_mse_and_say_what_they_lose_to():
   lines = table.markdown(results).splitlines()
   assert '5.00 ± 1.4' in lines[3]
   assert '3.13, 731.9' in lines[3]
+  assert lines[-1] == (
+      'gmvq over vqvae: MSE 5.00 against 9.00 × 10⁻³; the margin holds for'
+      ' every seed.'
+  )
+
+
+@pytest.mark.parametrize('rival, verdict', [
+    (0.0061, 'the margin holds for every seed'),
+    (0.0055, 'the margin does not hold for every seed'),
+    (0.0049, 'there is no margin'),
+])
+def test_the_margin_over_vqvae_is_stated(rival, verdict):
+  runs = [
+      record('gmvq', 0, 0.004), record('gmvq', 1, 0.006),
+      record('vqvae', 0, rival), record('vqvae', 1, None),
+  ]  # fmt: skip
+  runs[-1]['failure'] = 'diverged'
+  (sentence,) = table.margins({'runs': runs})
+  assert sentence.endswith(f'; {verdict}.')
 
 
 @pytest.mark.parametrize('change, message', [
