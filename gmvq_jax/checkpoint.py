@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from gmvq_jax import distributed
 from gmvq_jax import errors
 
 METRIC = 'mse'
@@ -35,11 +36,7 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """The steps there are, the newest first."""
-    if not self._directory.is_dir():
-      return []
-    # While a checkpoint is being written its name is no number.
-    names = [path.name for path in self._directory.iterdir()]
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    return distributed.from_first(self._list)
 
   def save(
       self,
@@ -92,8 +89,7 @@ class Checkpoints:
     if not steps:
       return None
     restored = self._restore_first(steps, like)
-    for step in steps[: steps.index(restored[2])]:
-      self._set_aside(step)
+    self._set_aside(steps[: steps.index(restored[2])])
     return restored
 
   def restore_best(self, like: Any) -> tuple[Any, int]:
@@ -110,7 +106,8 @@ class Checkpoints:
       raise errors.UserError(
           f'{self._directory}: there is no checkpoint yet; train first'
       )
-    rank = {step: self._rank(step) for step in steps}
+    ranks = distributed.from_first(lambda: list(map(self._rank, steps)))
+    rank = dict(zip(steps, ranks, strict=True))
     steps.sort(key=lambda s: (math.isnan(rank[s]), rank[s], -s))
     state, _, step = self._restore_first(steps, like)
     return state, step
@@ -133,9 +130,10 @@ class Checkpoints:
 
   def _open(self):
     """Opens Orbax's manager, which needs the metrics of all there are."""
-    for step in self.steps:
-      if math.isnan(self._rank(step)):
-        self._set_aside(step)
+    steps = self.steps
+    ranks = distributed.from_first(lambda: list(map(self._rank, steps)))
+    pairs = zip(steps, ranks, strict=True)
+    self._set_aside([step for step, rank in pairs if math.isnan(rank)])
     policy = policies.AnyPreservationPolicy([
         policies.LatestN(2),
         policies.BestN(
@@ -171,6 +169,7 @@ class Checkpoints:
     """Returns the first of `steps` that can be read."""
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     for step in steps:
+      restored = None
       try:
         path = self._directory / str(step)
         with (
@@ -178,7 +177,7 @@ class Checkpoints:
             ocp.Checkpointer(ocp.JsonCheckpointHandler()) as places,
         ):
           place = places.restore(path / 'place')
-          return states.restore(path / 'state', like), place, step
+          restored = states.restore(path / 'state', like), place, step
       except Exception as error:  # Orbax raises whatever its layers do.
         _LOGGER.warning(
             'Checkpoint %d in %s cannot be read: %s',
@@ -186,6 +185,8 @@ class Checkpoints:
             self._directory,
             _line(error),
         )
+      if distributed.on_all(restored is not None):
+        return restored
     raise errors.UserError(
         f'{self._directory}: none of its checkpoints can be read; give another'
         ' work directory'
@@ -199,13 +200,24 @@ class Checkpoints:
     except (OSError, ValueError, KeyError, TypeError):
       return math.nan
 
-  def _set_aside(self, step):
-    self._damaged.mkdir(exist_ok=True)
-    target = self._damaged / str(step)
-    while target.exists():
-      target = target.with_name(target.name + '_')
-    (self._directory / str(step)).rename(target)
-    _LOGGER.warning('Moved checkpoint %d to %s.', step, self._damaged)
+  def _list(self):
+    if not self._directory.is_dir():
+      return []
+    # While a checkpoint is being written its name is no number.
+    names = [path.name for path in self._directory.iterdir()]
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+  def _set_aside(self, steps):
+    def move():
+      for step in steps:
+        self._damaged.mkdir(exist_ok=True)
+        target = self._damaged / str(step)
+        while target.exists():
+          target = target.with_name(target.name + '_')
+        (self._directory / str(step)).rename(target)
+        _LOGGER.warning('Moved checkpoint %d to %s.', step, self._damaged)
+
+    distributed.from_first(move)
 
 
 def _metric(metrics):

@@ -113,7 +113,7 @@ class Experiment:
         batch_stats=state.variables.batch_stats
     )
     stats = evaluate.calibrated_batch_stats(
-        functools.partial(self._programs.calibrate, self._numbers),
+        self._of_batches(self._programs.calibrate),
         variables,
         self._some_training_images(self.config.calibration_images, seed=0),
         batch_size=self.config.eval_batch_size,
@@ -126,7 +126,7 @@ class Experiment:
   ) -> evaluate.Evaluation:
     """Evaluates a split; see `evaluate.evaluate`."""
     return evaluate.evaluate(
-        functools.partial(self._programs.eval_step, self._numbers),
+        self._of_batches(self._programs.eval_step),
         state.eval_variables,
         getattr(self.splits, split),
         batch_size=self.config.eval_batch_size,
@@ -142,7 +142,9 @@ class Experiment:
       images: uint8, like the result.
     """
     decoded, quantized = self._programs.reconstruct(
-        self._numbers, state.eval_variables, images
+        self._numbers,
+        state.eval_variables,
+        distributed.replicate(images, self.mesh),
     )
     return jax.device_get((decoded, quantized.codes))
 
@@ -155,6 +157,15 @@ class Experiment:
       digest.update(np.ascontiguousarray(images[few]))
     counts = '+'.join(str(len(images)) for images in self.splits)
     return f'{counts} images {digest.hexdigest()[:12]}'
+
+  def _of_batches(self, program):
+    """Returns a program whose batches are divided over the devices."""
+
+    def run(variables, *batch):
+      batch = distributed.divide(batch, self.mesh)
+      return program(self._numbers, variables, *batch)
+
+    return run
 
   def _some_training_images(self, count, *, seed):
     """Returns images at random, read when they are asked for."""

@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gmvq_jax import command_line
+from gmvq_jax import distributed
 from gmvq_jax import errors
 from gmvq_jax import results
 from gmvq_jax import train
@@ -23,6 +24,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
     'workdir', '', 'The directory of the run; made if there is none.'
+)
+_DISTRIBUTED = flags.DEFINE_boolean(
+    'distributed',
+    False,
+    'This is one process of several that make one run; launchers set it.',
 )
 _MODE = flags.DEFINE_enum(
     'mode',
@@ -44,6 +50,8 @@ def main(argv: list[str]) -> None:
     )
   if not _WORKDIR.value:
     raise errors.UserError('--workdir is missing; give a directory for the run')
+  if _DISTRIBUTED.value:
+    distributed.initialize()
   workdir, report = _WORKDIR.value, None
   if _MODE.value == 'evaluate':
     _print(results.evaluate_workdir(workdir))
@@ -54,12 +62,13 @@ def main(argv: list[str]) -> None:
     if summary is not None:
       _print(summary)
       report = pathlib.Path(workdir).expanduser().resolve() / 'report.html'
-  if report and report.exists():
+  if report and report.exists() and distributed.is_first():
     print(f'Report: {report}')
 
 
 def _print(summary):
-  print(json.dumps(summary, indent=2, sort_keys=True))
+  if distributed.is_first():
+    print(json.dumps(summary, indent=2, sort_keys=True))
 
 
 if __name__ == '__main__':

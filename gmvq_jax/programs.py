@@ -199,8 +199,14 @@ def _programs(fields, image_shape, num_steps):
       init=jax.jit(init, static_argnums=3, out_shardings=replicated),
       train_step=jax.jit(train_step, donate_argnums=1),
       eval_step=jax.jit(
-          eval_step, in_shardings=(None, None, batched, batched)
+          eval_step,
+          in_shardings=(None, None, batched, batched),
+          out_shardings=replicated,
       ),
-      calibrate=jax.jit(calibrate, in_shardings=(None, None, batched)),
-      reconstruct=jax.jit(reconstruct),
+      calibrate=jax.jit(
+          calibrate,
+          in_shardings=(None, None, batched),
+          out_shardings=replicated,
+      ),
+      reconstruct=jax.jit(reconstruct, out_shardings=replicated),
   )

@@ -20,8 +20,16 @@ _SECONDS_PER_LINE = 10
 class Display:
   """Shows how far a run is: a bar in a terminal, lines of text elsewhere."""
 
-  def __init__(self, num_steps: int, step: int, images_per_step: int):
-    """Starts counting at `step`."""
+  def __init__(
+      self,
+      num_steps: int,
+      step: int,
+      images_per_step: int,
+      *,
+      quiet: bool = False,
+  ):
+    """Starts counting at `step`; `quiet` only counts."""
+    self._quiet = quiet
     self._num_steps = num_steps
     self._images_per_step = images_per_step
     self._step = step
@@ -30,7 +38,7 @@ class Display:
     self._since = None
     self._bar = None
     self._text = ''
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not quiet:
       self._bar = Progress(
           BarColumn(),
           MofNCompleteColumn(),
@@ -75,7 +83,7 @@ class Display:
     """Prints a line."""
     if self._bar:
       self._bar.console.print(text, highlight=False, soft_wrap=True)
-    else:
+    elif not self._quiet:
       print(text, flush=True)
 
   def close(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gmvq_jax import anchors
 from gmvq_jax import checkpoint
+from gmvq_jax import distributed
 from gmvq_jax import experiment as experiment_lib
 from gmvq_jax import metrics as metrics_lib
 from gmvq_jax import pictures
@@ -70,18 +71,21 @@ def write_report(
   count = np.clip(_DISSECTED_PIXELS // (height * width), *_DISSECTED)
   images = splits.test[: int(count)]
   decoded, codes = experiment.reconstruct(result.state, images)
-  np.savez_compressed(
-      path / 'examples.npz',
-      images=images,
-      reconstructions=pictures.to_uint8(decoded),
-      code_counts=result.code_counts,
-  )
   quantizer = experiment.model.quantizer
   variables = result.state.eval_variables
   codebook = quantizer.embed(
       variables.params['quantizer'],
       variables.quantizer_state,
       np.arange(quantizer.num_codes),
+  )
+  codebook = jax.device_get(codebook)
+  if not distributed.is_first():
+    return
+  np.savez_compressed(
+      path / 'examples.npz',
+      images=images,
+      reconstructions=pictures.to_uint8(decoded),
+      code_counts=result.code_counts,
   )
   patches = anchors.patches_of(config, splits.test.shape[1:])
   contents = report.Contents(
@@ -99,7 +103,7 @@ def write_report(
       images=images,
       reconstructions=decoded,
       codes=codes,
-      codebook=jax.device_get(codebook),
+      codebook=codebook,
       code_counts=result.code_counts,
       num_steps=experiment.num_steps,
   )

@@ -3,18 +3,21 @@
 import contextlib
 import logging
 import math
+import os
 import pathlib
 import signal
 from typing import Any
 from typing import NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from gmvq_jax import checkpoint
 from gmvq_jax import config as config_lib
 from gmvq_jax import data
+from gmvq_jax import distributed
 from gmvq_jax import errors
 from gmvq_jax import experiment as experiment_lib
 from gmvq_jax import metrics as metrics_lib
@@ -54,11 +57,13 @@ def run(
     errors.UserError: for what a user can get wrong, and when the loss is not
       finite.
   """
-  path = workdir_lib.create(workdir)
+  first = distributed.from_first
+  path = pathlib.Path(first(lambda: str(workdir_lib.create(workdir))))
   config_lib.validate(config)
-  with workdir_lib.lock(path):
+  with contextlib.ExitStack() as stack:
+    first(lambda: stack.enter_context(workdir_lib.lock(path)))
     checkpoints = checkpoint.Checkpoints(path)
-    stored = workdir_lib.read_json(path / 'config.json')
+    stored = first(lambda: workdir_lib.read_json(path / 'config.json'))
     if stored is not None:
       config_lib.check_same_run(config, stored)
     elif checkpoints.steps:
@@ -85,17 +90,21 @@ class _Outputs(NamedTuple):
 def _run(experiment, path, checkpoints, test):
   """Trains what is left to train, then evaluates the best checkpoint."""
   config, num_steps = experiment.config, experiment.num_steps
-  summary = workdir_lib.read_json(path / 'summary.json')
+  first = distributed.from_first
+  summary = first(lambda: workdir_lib.read_json(path / 'summary.json'))
   if summary is not None:
-    if not (path / 'report.html').exists():
+    if not first(lambda: (path / 'report.html').exists()):
       result = results.evaluate_best(experiment, checkpoints)
       _report(experiment, path, result, summary.get('images_per_second'))
     return summary
   state, place, step = _start(experiment, checkpoints)
   # Not before it is sure that the run can start.
-  workdir_lib.write_json(path / 'config.json', config.to_dict())
-  display = progress.Display(num_steps, step, config.batch_size)
-  writer = metrics_lib.Writer(path, step)
+  first(lambda: workdir_lib.write_json(path / 'config.json', config.to_dict()))
+  speaks = distributed.is_first()
+  display = progress.Display(
+      num_steps, step, config.batch_size, quiet=not speaks
+  )
+  writer = metrics_lib.Writer(path, step) if speaks else metrics_lib.Silent()
   outputs = _Outputs(path, checkpoints, writer, display)
   try:
     display.line(
@@ -110,7 +119,7 @@ def _run(experiment, path, checkpoints, test):
       display.line(f'Stopped; saved step {step}. The same command continues.')
       return None
     if not test:
-      records = metrics_lib.read(path)
+      records = first(lambda: metrics_lib.read(path))
       validations = [r for r in records if r.get('split') == 'validation']
       return min(validations, key=lambda record: record['mse'])
     display.line('Evaluating on the test split and writing the report.')
@@ -119,7 +128,7 @@ def _run(experiment, path, checkpoints, test):
     writer.write(result.summary['step'], metrics, split='test')
     rate = display.images_per_second
     summary = result.summary | {'images_per_second': rate}
-    workdir_lib.write_json(path / 'summary.json', summary)
+    first(lambda: workdir_lib.write_json(path / 'summary.json', summary))
     _report(experiment, path, result, rate)
     return summary
   finally:
@@ -185,7 +194,7 @@ def _train(experiment, state, place, step, outputs):
   ):
     if place is not None:
       batches.set_state(place)
-    while step < num_steps and not stopped():
+    while step < num_steps and not stopped(step):
       state, metrics = take_step(state, next(batches))
       step += 1
       # The device is on this step while the host reads the one before.
@@ -248,9 +257,10 @@ def _validate(experiment, state, step, outputs):
   outputs.display.line(f'validation at step {step}: {_line(metrics)}')
   images = experiment.splits.validation[:_PICTURED]
   decoded, _ = experiment.reconstruct(state, images)
-  picture = pictures.comparison(images, decoded)
-  outputs.writer.picture(step, 'validation', picture)
-  pictures.save(outputs.path / 'pictures' / f'step_{step:08}.png', picture)
+  if distributed.is_first():
+    picture = pictures.comparison(images, decoded)
+    outputs.writer.picture(step, 'validation', picture)
+    pictures.save(outputs.path / 'pictures' / f'step_{step:08}.png', picture)
   return metrics
 
 
@@ -265,10 +275,21 @@ def _line(metrics):
 
 @contextlib.contextmanager
 def _stop_signals():
-  """Turns Ctrl-C and SIGTERM into a question that the loop can ask.
+  """Turns Ctrl-C and SIGTERM into a question that the loop can ask of a step.
 
-  A second Ctrl-C does what it always does.
+  A second Ctrl-C does what it always does. Of several processes all stop at the
+  same step, once one has been told to.
   """
+  if jax.process_count() > 1:
+    # JAX watches for SIGTERM itself, and agrees on the step.
+    interrupt = signal.signal(
+        signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    try:
+      yield multihost_utils.reached_preemption_sync_point
+    finally:
+      signal.signal(signal.SIGINT, interrupt)
+    return
   caught = []
 
   def catch(number, frame):
@@ -280,7 +301,7 @@ def _stop_signals():
   for number in (signal.SIGINT, signal.SIGTERM):
     previous[number] = signal.signal(number, catch)
   try:
-    yield lambda: bool(caught)
+    yield lambda step: bool(caught)
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)

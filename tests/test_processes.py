@@ -1,0 +1,123 @@
+"""One run made by several real processes."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+
+def start(arguments, processes, devices):
+  """Starts the processes of one run, as launch/local.sh does."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  started = []
+  for index in range(processes):
+    environment = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
+    command = [sys.executable, '-m', 'gmvq_jax.main', *arguments]
+    if processes > 1:
+      command.append('--distributed')
+      environment |= {
+          'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+          'JAX_NUM_PROCESSES': str(processes),
+          'JAX_PROCESS_ID': str(index),
+      }
+    started.append(
+        subprocess.Popen(
+            command,
+            env=environment,
+            cwd=pathlib.Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    )
+  return started
+
+
+def finish(started):
+  """Waits for processes; returns what each wrote, after checking its code."""
+  outputs = [process.communicate(timeout=500) for process in started]
+  for process, (_, errors) in zip(started, outputs, strict=True):
+    assert process.returncode == 0, errors
+  return [output for output, _ in outputs]
+
+
+def summary(workdir):
+  return json.loads((workdir / 'summary.json').read_text())
+
+
+@pytest.fixture
+def arguments(tmp_path, photographs):
+  data = tiny.save_images(tmp_path, photographs)
+
+  def make(workdir, **fields):
+    config = pathlib.Path(__file__).parents[1] / 'configs' / 'cifar10.py'
+    return [
+        f'--config={config}',
+        f'--workdir={tmp_path / workdir}',
+        *tiny.flags(data, **fields),
+    ]
+
+  return make
+
+
+def test_two_processes_are_as_one(tmp_path, arguments):
+  finish(start(arguments('one'), 1, 4))
+  first, second = finish(start(arguments('two'), 2, 2))
+  one, two = summary(tmp_path / 'one'), summary(tmp_path / 'two')
+  for name in ('mse', 'kl', 'perplexity', 'split_perplexity', 'ssim'):
+    np.testing.assert_allclose(two[name], one[name], rtol=2e-3, err_msg=name)
+  assert (tmp_path / 'two' / 'report.html').exists()
+  assert 'step 1/12' in first
+  assert 'step' not in second  # One speaks for all.
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, arguments):
+  more = dict(num_steps=100, eval_every_steps=50, checkpoint_every_steps=50)
+  finish(start(arguments('whole', **more), 2, 1))
+  started = start(arguments('stopped', **more), 2, 1)
+  metrics = tmp_path / 'stopped' / 'metrics.jsonl'
+  while not (metrics.exists() and '"step": 8' in metrics.read_text()):
+    assert started[0].poll() is None
+    time.sleep(0.05)
+  started[1].send_signal(signal.SIGTERM)
+  first, _ = finish(started)
+  assert 'Stopped; saved step' in first
+  assert not (tmp_path / 'stopped' / 'summary.json').exists()
+  finish(start(arguments('stopped', **more), 2, 1))
+  whole, stopped = (summary(tmp_path / name) for name in ('whole', 'stopped'))
+  assert stopped['parameters_sha256'] == whole['parameters_sha256']
+
+
+def test_a_mistake_stops_all_processes_with_its_line(arguments):
+  started = start(arguments('run', batch_size=3), 2, 2)
+  for process in started:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert 'batch_size=3' in errors
+    assert 'Traceback' not in errors
+
+
+def test_processes_that_are_not_found_are_one_line(tmp_path):
+  result = subprocess.run(
+      [
+          sys.executable,
+          *('-m', 'gmvq_jax.main', '--distributed', '--mode=evaluate'),
+          f'--workdir={tmp_path}',
+      ],
+      capture_output=True,
+      text=True,
+      timeout=100,
+  )
+  assert result.returncode == 2
+  (line,) = result.stderr.strip().splitlines()
+  assert line.startswith('error: --distributed:')
