@@ -1,4 +1,4 @@
-"""The launchers: what they would run, and that shellcheck has nothing to say."""
+"""The launchers: what they would run, and what shellcheck has to say."""
 
 import os
 import pathlib
