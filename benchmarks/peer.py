@@ -1,7 +1,8 @@
 """The same model in PyTorch, written as one would: the peer of benchmarks.
 
-Needs `pip install -e '.[oracle]'`. `tests/test_peer.py` checks that it computes
-what gmvq_jax does.
+Needs `pip install -e '.[oracle]'`. `tests/test_peer.py` checks that its
+quantizer computes what gmvq_jax's does, and that its networks have the same
+parameters.
 """
 
 import torch
@@ -30,7 +31,7 @@ class GMVQ(nn.Module):
     perturbed = log_probs + gumbel
     codes = perturbed.argmax(dim=-1)
     soft = functional.softmax(perturbed / temperature, dim=-1)
-    one_hot = functional.one_hot(codes, len(codebook)).to(soft.dtype)
+    one_hot = torch.zeros_like(soft).scatter_(-1, codes[:, None], 1.0)
     c_q = one_hot + soft - soft.detach()
     variance = (z_hat - codebook[codes]).square().mean(dim=-1)
     sigma = (variance + 1e-8).sqrt()

@@ -68,29 +68,44 @@ class Assignment(NamedTuple):
 
 
 def plan(
-    method: str, num_rows: int, num_codes: int, axis_name: str | None = None
+    method: str,
+    num_rows: int,
+    num_codes: int,
+    axis_name: str | None = None,
+    *,
+    whole: bool = False,
 ) -> Plan:
   """Returns how to assign rows to codes.
 
   Args:
     method: `plain` holds arrays of `[N, C]`, `tiled` never does, `auto` is
-      `tiled` for large ones. They are the same function of their arguments.
+      `tiled` for large ones. They are the same function of their arguments, but
+      only `plain` has forward-mode derivatives.
     num_rows: N.
     num_codes: C.
     axis_name: a mapped axis (of `pmap` or `shard_map`), of which the rows are a
-      part. Without one they may lie on all devices, each with as many.
+      part. Without one they are taken to be divided over all devices, if their
+      number can be. On fewer they are tiled as many at a time, and on a number
+      that does not divide that of all they are gathered.
+    whole: whether a tile must hold all codes.
   """
   if method == 'auto':
     method = 'tiled' if num_rows * num_codes >= _LARGE else 'plain'
-  if method == 'plain':
+  if method == 'plain' or not num_rows:
     return Plan(None, num_codes, 1)
   shards = 1 if axis_name is not None else jax.device_count()
   if num_rows % shards:
     shards = 1
   tile = _TILE.get(jax.default_backend(), _ACCELERATOR_TILE)
-  rows, codes = max(tile // num_codes, _MIN_ROWS), num_codes
-  if rows * codes > _MAX_TILE:
-    rows, codes = _MAX_TILE // _MAX_CODES, _MAX_CODES
+  # All shards may lie on one device.
+  at_most = max(_MAX_TILE // shards, 1)
+  rows = max(min(tile, at_most) // num_codes, _MIN_ROWS)
+  codes = num_codes
+  if whole:
+    rows = max(min(rows, at_most // codes), 1)
+  elif rows * codes > at_most:
+    codes = min(_MAX_CODES, num_codes)
+    rows = max(at_most // codes, _MIN_ROWS)
   return Plan(rows, codes, shards)
 
 
@@ -104,6 +119,7 @@ def map_positions(
     keys: Any = None,
     axis_name: str | None = None,
     method: str = 'auto',
+    whole: bool = False,
 ) -> tuple[jax.Array, Any]:
   """Computes a function of positions, in tiles where there are many.
 
@@ -118,14 +134,15 @@ def map_positions(
     keys: a pytree of random keys. `seeds` is like it, `[n, 2]`.
     axis_name: see `plan`.
     method: see `plan`.
+    whole: see `plan`.
 
   Returns:
     `q_c [C]`, eq 12, and the results, `[..., *rest]`.
   """
   num_rows = mask.size
-  this_plan = plan(method, num_rows, num_codes, axis_name)
+  this_plan = plan(method, num_rows, num_codes, axis_name, whole=whole)
   weights = mask.reshape(-1).astype(jnp.result_type(jnp.float32, h))
-  rows = (h.reshape(num_rows, -1), weights)
+  rows = (h.reshape(num_rows, h.shape[-1]), weights)
   seeds = jax.tree.map(
       lambda key: noise.row_seeds(key, num_rows, axis_name=axis_name), keys
   )
@@ -177,6 +194,7 @@ def assign(
     hard: whether z is one value (True) or the relaxed mixture of them.
   """
   queries, keys, values = numerics.promote(queries, keys, values)
+  weights = weights.astype(queries.dtype)
   arguments = (queries, keys, values, weights, seeds, temperature, hard)
   if plan.rows is None:
     return _plain(*arguments)

@@ -24,7 +24,7 @@ def row_seeds(
   """Returns the seeds of the streams of rows, `[num_rows, 2]` uint32.
 
   Args:
-    key: random key, of any implementation.
+    key: random key, `threefry2x32` (JAX's default) or `rbg`.
     num_rows: how many.
     axis_name: a mapped axis (of `pmap` or `shard_map`), along which as many
       rows lie on every device.
@@ -58,9 +58,7 @@ def gumbel(
     dtype: of the result.
   """
   uniform = _uniform(seeds, num_columns, first_column, dtype)
-  rest = 1 - uniform
-  lost = rest - 1 + uniform  # By rounding; all of it, where it is small.
-  return -jnp.log(lost - jnp.log(rest))
+  return -jnp.log(-jnp.log1p(-uniform))
 
 
 def normal(

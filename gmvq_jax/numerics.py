@@ -27,12 +27,12 @@ def straight_through(value: jax.Array, surrogate: jax.Array) -> jax.Array:
 def argmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the maxima along the last axis, and where each is first, int32.
 
-  Where there is a NaN the index is the last.
+  Where there is a NaN the index is 0.
   """
   # jnp.argmax is scalar code on a CPU, five times slower than two reductions.
   best = jnp.max(scores, axis=-1)
   index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-  first = jnp.where(scores == best[..., None], index, scores.shape[-1] - 1)
+  first = jnp.where(scores < best[..., None], scores.shape[-1] - 1, index)
   return best, jnp.min(first, axis=-1)
 
 

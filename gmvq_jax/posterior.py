@@ -56,24 +56,37 @@ def log_posterior(
   z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
   chex.assert_equal_shape([z_hat, weights])
   chex.assert_shape(codebook, (None, z_hat.shape[-1]))
+  centre = centre_of(codebook)
   logits = jnp.matmul(
-      queries(z_hat, weights),
-      keys(codebook).T,
+      queries(z_hat, weights, centre),
+      keys(codebook, centre).T,
       precision=numerics.PRECISION,
   )
   return jax.nn.log_softmax(logits)
 
 
-def queries(z_hat: jax.Array, weights: jax.Array) -> jax.Array:
+def centre_of(codebook: jax.Array) -> jax.Array:
+  """Returns the mean codeword `[L]`, from which logits are best computed.
+
+  Far from the origin they would be small differences of large numbers. They
+  differ by a constant of each position, so there is no gradient to it.
+  """
+  return jax.lax.stop_gradient(jnp.mean(codebook, axis=0))
+
+
+def queries(
+    z_hat: jax.Array, weights: jax.Array, centre: jax.Array
+) -> jax.Array:
   """Returns `[..., 2 L]`, whose products with `keys` are the logits of eq 16.
 
-  Up to a constant of each position. Both arguments are `[..., L]`.
+  Up to a constant of each position. The first arguments are `[..., L]`.
   """
-  return jnp.concatenate([weights * z_hat, -0.5 * weights], axis=-1)
+  return jnp.concatenate([weights * (z_hat - centre), -0.5 * weights], axis=-1)
 
 
-def keys(codebook: jax.Array) -> jax.Array:
+def keys(codebook: jax.Array, centre: jax.Array) -> jax.Array:
   """Returns `[C, 2 L]` from `[C, L]`; see `queries`."""
+  codebook = codebook - centre
   return jnp.concatenate([codebook, jnp.square(codebook)], axis=-1)
 
 

@@ -25,8 +25,8 @@ def map_rows(
 ) -> tuple[Any, Any]:
   """Returns `function(params, rows, seeds)`, computed by tiles.
 
-  Every shard computes its own tiles, and only sums of shards are added: nothing
-  of the size of the rows leaves the device it lies on.
+  Every shard computes its own tiles, and only sums of shards are added. Where
+  each lies on one device, nothing of the size of the rows leaves it.
 
   Args:
     function: `(params, rows, seeds) -> (sums, results)` of any number of rows:

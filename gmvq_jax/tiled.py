@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from gmvq_jax import noise
 from gmvq_jax import numerics
 
-# The logit of a code that is none: padding of the last tile.
+# The least logit, and that of padding of the last tile.
 _NEVER = -1e20
 
 
@@ -84,7 +84,7 @@ def assign(
     weights: jax.Array,
     seeds: jax.Array,
 ) -> Outputs:
-  """Returns what `assignment.plain` does.
+  """Returns what `assignment` computes plainly.
 
   Args:
     tiling: how.
@@ -148,7 +148,8 @@ def _forward(tiling, queries, keys, values, temperature, weights, seeds):
       scale=1 / relaxed if keep_mixture else None,
       mixture=mixture / relaxed[:, None] if keep_mixture else None,
   )
-  relaxed = kept.mixture if tiling.soft else no_mixture
+  # So that a NaN is seen.
+  relaxed = kept.mixture if tiling.soft else no_mixture + 0 * top[:, None]
   return Outputs(codes, relaxed, posterior, kept.entropy), (inputs, kept)
 
 
@@ -196,7 +197,9 @@ def _backward(tiling, residuals, gradients):
       share *= scale[:, None]
       d_perturbed = share * (slope - relaxed_mean[:, None]) * sharpness
       d_logits += d_perturbed
-      d_temperature -= jnp.sum(_sum(d_perturbed * perturbed)) * sharpness
+      # From the largest on, which changes nothing, as they add up to 0.
+      below = perturbed - kept.best[:, None]
+      d_temperature -= jnp.sum(_sum(d_perturbed * below)) * sharpness
       if tiling.soft:
         d_values = part.add(d_values, _product(d_relaxed.T, share))
     d_queries += _product(d_logits, part.of(keys))
@@ -268,7 +271,8 @@ def _over_codes(tiling, queries, keys, seeds):
   """
 
   def scores(part):
-    logits = _product(queries, part.of(keys).T)
+    # No -inf, whose share would be 0 times infinity.
+    logits = jnp.maximum(_product(queries, part.of(keys).T), _NEVER)
     if len(keys) > tiling.num_codes:
       codes = part.start + jnp.arange(part.size)
       logits = jnp.where(codes < tiling.num_codes, logits, _NEVER)

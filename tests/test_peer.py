@@ -1,4 +1,4 @@
-"""The model that benchmarks compare with computes what ours does.
+"""The quantizer that benchmarks compare with computes what ours does.
 
 Runs where `pip install -e '.[oracle]'` was done.
 """

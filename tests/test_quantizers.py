@@ -11,6 +11,7 @@ import pytest
 import reference
 
 import gmvq_jax
+from gmvq_jax import assignment
 from gmvq_jax import checkpoint
 from gmvq_jax import distributed
 from gmvq_jax import quantizers
@@ -389,11 +390,11 @@ def test_gmvq_adds_the_noise_of_eq_18():
   )
 
 
-@pytest.mark.parametrize('assignment', ['plain', 'tiled'])
+@pytest.mark.parametrize('method', ['plain', 'tiled'])
 @pytest.mark.parametrize('hard', [True, False])
-def test_gmvq_draws_what_the_reference_draws(assignment, hard):
+def test_gmvq_draws_what_the_reference_draws(method, hard):
   quantizer = gmvq_jax.gmvq(
-      C, L, gamma=0.1, beta=2.0, hard=hard, assignment=assignment
+      C, L, gamma=0.1, beta=2.0, hard=hard, assignment=method
   )
   params, state, h = inputs(quantizer)
   quantized, _ = train(quantizer, params, state, h)
@@ -410,6 +411,57 @@ def test_gmvq_draws_what_the_reference_draws(assignment, hard):
   np.testing.assert_allclose(quantized.z, expected.z, rtol=1e-5, atol=1e-5)
   probs = jnp.exp(expected.log_probs)
   np.testing.assert_allclose(quantized.q_c, probs.mean((0, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('name, fields', [
+    ('gmvq', {}), ('gmvq', {'latent': 'expected'}), ('gmvq', {'hard': False}),
+    ('sqvae', {}), ('sqvae', {'variance': 'position'}), ('gumbel', {}),
+])
+@pytest.mark.parametrize('num_codes', [C, 100])
+@pytest.mark.parametrize('training', [True, False])
+def test_tiles_change_nothing(monkeypatch, name, fields, num_codes, training):
+  # Tiles of a few rows, the last one padded; of 100 codes a few at a time.
+  monkeypatch.setattr(assignment, '_TILE', {'cpu': 7 * C})
+  monkeypatch.setattr(assignment, '_MIN_ROWS', 7)
+  monkeypatch.setattr(assignment, '_MAX_TILE', 16 * 7 * 8)
+  monkeypatch.setattr(assignment, '_MAX_CODES', 16)
+  results = []
+  for method in ('plain', 'tiled'):
+    arguments = FIELDS | fields | {'num_codes': num_codes, 'assignment': method}
+    quantizer = quantizers.make(name, **arguments)
+    params, state, h = inputs(quantizer, (2, 11))
+
+    def loss(params, h, temperature, quantizer=quantizer, state=state):
+      quantized, _ = quantizer.apply(
+          params, state, 2 + h, key=jax.random.key(2), temperature=temperature,
+          train=training,
+      )  # fmt: skip
+      weights = jnp.cos(jnp.arange(quantized.z.size))
+      value = jnp.sum(quantized.z.ravel() * weights) + quantized.loss
+      return value + jnp.sum(quantized.q_c**2), quantized
+
+    gradients = jax.jit(
+        jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    )
+    results.append(gradients(params, h, 0.2))
+  plain, tiled = results
+  chex.assert_tree_all_finite(tiled)
+  np.testing.assert_array_equal(plain[0][1].codes, tiled[0][1].codes)
+  scales = jax.tree.map(lambda x: jnp.max(jnp.abs(x)) + 1e-6, plain)
+  difference = jax.tree.map(
+      lambda a, b, scale: jnp.max(jnp.abs(a - b)) / scale, plain, tiled, scales
+  )
+  # That of the temperature is a small sum of large numbers.
+  assert difference[1][2] < 1e-4
+  assert max(jax.tree.leaves((difference[0], difference[1][:2]))) < 1e-5
+
+
+@those(lambda name: 'tiled' in name or name == 'gmvq')
+def test_there_may_be_no_positions(quantizer):
+  params, state, h = inputs(quantizer, (0, 3))
+  quantized, _ = train(quantizer, params, state, h)
+  chex.assert_shape(quantized.codes, (0, 3))
+  chex.assert_tree_all_finite(quantized.loss)
 
 
 def test_gmvq_batch_alone_gives_each_position_its_q_c(rng):

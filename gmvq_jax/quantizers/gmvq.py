@@ -85,7 +85,7 @@ def gmvq(
     precision = params['weight_scale'] * jax.nn.softplus(raw)
     assigned = assignment_lib.assign(
         plan,
-        posterior.queries(z_hat, precision),
+        posterior.queries(z_hat, precision, params['centre']),
         params['keys'],
         codebook,
         weights=weights,
@@ -138,6 +138,7 @@ def gmvq(
     h, mask = base.apply_mask(h, mask)
     key = base.training_key(train, key, temperature)
     (codebook,) = numerics.promote(params['codebook'])
+    centre = posterior.centre_of(codebook)
     numbers = {
         'temperature': temperature if train else 1.0,
         'two_sigma2': two_sigma2,
@@ -146,13 +147,19 @@ def gmvq(
     numbers = {k: jnp.asarray(v, codebook.dtype) for k, v in numbers.items()}
     q_c, of_position = assignment_lib.map_positions(
         of_rows,
-        {'codebook': codebook, 'keys': posterior.keys(codebook), **numbers},
+        {
+            'codebook': codebook,
+            'centre': centre,
+            'keys': posterior.keys(codebook, centre),
+            **numbers,
+        },
         h,
         num_codes=num_codes,
         mask=mask,
         keys=None if key is None else tuple(jax.random.split(key)),
         axis_name=axis_name,
         method=assignment,
+        whole=latent == 'expected',
     )
     z = of_position['z']
 
@@ -164,7 +171,7 @@ def gmvq(
     term = mean(of_position['latent'])
     kl = kl_to_uniform(q_c)
     if aggregate == 'batch':
-      z_hat, raw = jnp.split(h, 2, axis=-1)
+      z_hat, raw = numerics.promote(*jnp.split(h, 2, axis=-1))
       precision = weight_scale * jax.nn.softplus(raw)
       log_probs = posterior.log_posterior(z_hat, precision, codebook)
       kl = _kl_of_positions(jnp.exp(log_probs), mask, axis_name)

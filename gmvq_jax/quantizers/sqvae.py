@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from gmvq_jax import assignment as assignment_lib
 from gmvq_jax import numerics
+from gmvq_jax import posterior
 from gmvq_jax.quantizers import base
 
 VARIANCES = ('scalar', 'image', 'position')
@@ -59,12 +60,12 @@ def sqvae(
     return {'codebook': codebook, 'log_variance': log_variance}, {}
 
   def of_rows(plan, params, rows, weights, seeds):
-    z_hat, v = rows[:, :dim], rows[:, dim]
+    z_hat, precision = rows[:, :dim], rows[:, dim:]
+    centred = z_hat - params['centre']
     # -|z - e|^2 / 2v, less what all codes share.
-    precision = 1 / v[:, None]
     assigned = assignment_lib.assign(
         plan,
-        jnp.concatenate([precision * z_hat, -precision / 2], axis=-1),
+        jnp.concatenate([precision * centred, -precision / 2], axis=-1),
         params['keys'],
         params['codebook'],
         weights=weights,
@@ -73,11 +74,12 @@ def sqvae(
         hard=False,
     )
     error = jnp.mean(jnp.square(z_hat - assigned.codewords), axis=-1)
+    distance = jnp.sum(jnp.square(z_hat - assigned.z), axis=-1)
     return assigned.posterior, {
         'z': assigned.z,
         'codes': assigned.codes,
         'entropy': assigned.entropy,
-        'latent': jnp.sum(jnp.square(z_hat - assigned.z), axis=-1) / (2 * v),
+        'latent': distance * precision[:, 0] / 2,
         'error': error,
     }
 
@@ -102,17 +104,20 @@ def sqvae(
     v = jnp.broadcast_to(
         width + jnp.exp(params['log_variance']), z_hat.shape[:-1]
     )
-    energy = jnp.sum(jnp.square(codebook), axis=-1, keepdims=True)
+    centre = posterior.centre_of(codebook)
+    centred = codebook - centre
+    energy = jnp.sum(jnp.square(centred), axis=-1, keepdims=True)
     q_c, of_position = assignment_lib.map_positions(
         of_rows,
         {
             'codebook': codebook,
-            'keys': jnp.concatenate([codebook, energy], axis=-1),
+            'centre': centre,
+            'keys': jnp.concatenate([centred, energy], axis=-1),
             'temperature': jnp.asarray(
                 temperature if train else 1.0, codebook.dtype
             ),
         },
-        jnp.concatenate([z_hat, v[..., None]], axis=-1),
+        jnp.concatenate([z_hat, 1 / v[..., None]], axis=-1),
         num_codes=num_codes,
         mask=mask,
         keys=key,
