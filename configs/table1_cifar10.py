@@ -36,7 +36,7 @@ _SPACES = {
         'learning_rate': _LEARNING_RATES,
         'quantizer': {
             'affine_scale': (2.0, 10.0),
-            'opt_learning_rate': (5.0, 50.0),
+            'opt_learning_rate': (5.0, 50.0, 1000.0),
         },
     },
 }
