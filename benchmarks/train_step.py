@@ -30,7 +30,7 @@ _STEPS = flags.DEFINE_integer('steps', 3, 'Steps in a measurement.')
 
 
 def ours(config):
-  """Returns a function that runs steps, and a step, its state and images."""
+  """Returns a function that runs steps, the compiled step, and its images."""
   run = experiment.Experiment(config)
   holder = [run.init_state()]
   images = next(run.batches())
@@ -42,7 +42,7 @@ def ours(config):
       holder[0], _ = step(holder[0], images)
     jax.block_until_ready(holder[0])
 
-  return steps, (step, holder[0], images)
+  return steps, step, images
 
 
 def theirs(images, *, channels_last, compiled):
@@ -70,10 +70,10 @@ def main(_):
   """Measures and prints."""
   torch.backends.cudnn.benchmark = True
   config = _CONFIG.value
-  steps, (_, _, images) = ours(config)
+  steps, _, images = ours(config)
   if 'assignment' in config.quantizer:
     config.quantizer.assignment = 'plain'
-  counted = ours(config)[1][0].cost_analysis()['flops'] / 1e12
+  counted = ours(config)[1].cost_analysis()['flops'] / 1e12
   kinds = {'gmvq_jax': steps}
   for layout in ('contiguous', 'channels_last'):
     kinds[f'pytorch, {layout}'], model = theirs(
