@@ -7,8 +7,6 @@ Through `Quantizer.apply`, by tiles and plainly, and plainly in PyTorch (needs
 Ratios are medians over alternating rounds in this process.
 """
 
-import functools
-
 from absl import app
 from absl import flags
 import jax
@@ -93,28 +91,24 @@ def floor(rows, codes, dim=64):
   keys = jax.random.normal(jax.random.key(1), (codes, 2 * dim))
   seeds = noise.row_seeds(jax.random.key(2), rows)
 
+  def product(queries):
+    logits = jnp.matmul(queries, keys.T, precision=numerics.PRECISION)
+    # So that none is held for long, and none is left out.
+    return jnp.max(logits, axis=-1)
+
+  def add_noise(total, seeds):
+    return total + noise.gumbel(seeds, codes), None
+
   def tiles(x):
     return x.reshape(-1, plan.rows, x.shape[-1])
 
-  def largest(values):
-    # So that none is held for long, and none is left out.
-    return jnp.max(values, axis=-1)
-
-  def product(queries):
-    logits = jnp.matmul(queries, keys.T, precision=numerics.PRECISION)
-    return largest(logits)
-
-  programs = {
-      'products': (product, tiles(queries)),
-      'noise': (lambda s: largest(noise.gumbel(s, codes)), tiles(seeds)),
+  products = jax.jit(lambda x: jax.lax.map(product, x))
+  start = jnp.zeros((plan.rows, codes))
+  sums = jax.jit(lambda x: jax.lax.scan(add_noise, start, x)[0])
+  return {
+      'products': lambda: jax.block_until_ready(products(tiles(queries))),
+      'noise': lambda: jax.block_until_ready(sums(tiles(seeds))),
   }
-  kinds = {}
-  for name, (function, argument) in programs.items():
-    mapped = jax.jit(functools.partial(jax.lax.map, function))
-    kinds[name] = lambda mapped=mapped, argument=argument: (
-        jax.block_until_ready(mapped(argument))
-    )
-  return kinds
 
 
 def main(_):

@@ -91,9 +91,9 @@ def test_the_largest_noise_is_far_out_and_finite(monkeypatch):
   # Compiled, because a compiler may simplify what is right as it is written.
   monkeypatch.setattr(noise, '_uniform', lambda seeds, *_: seeds)
   gumbel = jax.jit(lambda uniform: noise.gumbel(uniform, 1))
-  uniform = np.float32(
-      [2.0**-32, 2.0**-27, 2.0**-26, 3 * 2.0**-25, 1e-4, 0.3, 0.99, 1 - 2**-24]
-  )
+  extremes = [2.0**-32, 2.0**-27, 2.0**-26, 3 * 2.0**-25, 1 - 2**-24]
+  uniform = np.geomspace(2.0**-31, 1, 100_000, endpoint=False)
+  uniform = np.float32([*extremes, *uniform, *1 - uniform[uniform > 2**-20]])
   expected = -np.log(-np.log1p(-uniform.astype(np.float64)))
   np.testing.assert_allclose(gumbel(uniform), expected, rtol=1e-6, atol=1e-6)
   assert gumbel(uniform)[0] > 22
