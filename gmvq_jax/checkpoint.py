@@ -1,7 +1,13 @@
-"""Checkpoints: the last two, and the best on validation."""
+"""Checkpoints: the last two, and the best on validation.
+
+Beside a state lies its record: a place in the data, a metric, and the digests
+that show whether either has changed since. Orbax notices missing files, and not
+every flipped bit.
+"""
 
 from collections.abc import Iterable
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -9,6 +15,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -60,15 +67,18 @@ class Checkpoints:
     with self._writing():
       if self._manager is None:
         self._manager = self._open()
-      if step not in self._manager.all_steps():
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                place=ocp.args.JsonSave(place),
-            ),
-            metrics={METRIC: metrics[METRIC] if metrics else math.inf},
-        )
+      if step in self._manager.all_steps():
+        return
+      metric = metrics[METRIC] if metrics else math.inf
+      record = {'place': place, METRIC: metric, 'state': digest(state)}
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              state=ocp.args.StandardSave(state),
+              record=ocp.args.JsonSave(record | {'seal': _seal(record)}),
+          ),
+          metrics={METRIC: metric},
+      )
 
   def restore_latest(self, like: Any) -> tuple[Any, Any, int] | None:
     """Returns the newest checkpoint that can be read: state, place and step.
@@ -92,8 +102,8 @@ class Checkpoints:
     self._set_aside(steps[: steps.index(restored[2])])
     return restored
 
-  def restore_best(self, like: Any) -> tuple[Any, int]:
-    """Returns the state that is best on validation, and its step.
+  def restore_best(self, like: Any) -> tuple[Any, Any, int]:
+    """Returns the state that is best on validation, its place and its step.
 
     Falls back to the next best where one cannot be read, and to the newest
     where none was evaluated.
@@ -109,8 +119,7 @@ class Checkpoints:
     ranks = distributed.from_first(lambda: list(map(self._rank, steps)))
     rank = dict(zip(steps, ranks, strict=True))
     steps.sort(key=lambda s: (math.isnan(rank[s]), rank[s], -s))
-    state, _, step = self._restore_first(steps, like)
-    return state, step
+    return self._restore_first(steps, like)
 
   def wait(self) -> None:
     """Waits until everything is written.
@@ -171,13 +180,13 @@ class Checkpoints:
     for step in steps:
       restored = None
       try:
-        path = self._directory / str(step)
-        with (
-            ocp.StandardCheckpointer() as states,
-            ocp.Checkpointer(ocp.JsonCheckpointHandler()) as places,
-        ):
-          place = places.restore(path / 'place')
-          restored = states.restore(path / 'state', like), place, step
+        record = self._record(step)
+        with ocp.StandardCheckpointer() as states:
+          path = self._directory / str(step) / 'state'
+          state = states.restore(path, like)
+        if digest(state) != record['state']:
+          raise ValueError('its arrays are not those that were saved')
+        restored = state, record['place'], step
       except Exception as error:  # Orbax raises whatever its layers do.
         _LOGGER.warning(
             'Checkpoint %d in %s cannot be read: %s',
@@ -195,10 +204,20 @@ class Checkpoints:
   def _rank(self, step):
     """Returns the metric of a checkpoint; NaN where that is damaged."""
     try:
+      metric = self._record(step)[METRIC]
+      # Orbax, which chooses what to keep, has a file of its own.
       text = (self._directory / str(step) / 'metrics' / 'metrics').read_text()
-      return float(json.loads(text)[METRIC])
+      return metric if json.loads(text)[METRIC] == metric else math.nan
     except (OSError, ValueError, KeyError, TypeError):
       return math.nan
+
+  def _record(self, step):
+    """Returns what lies beside a state, as it was saved."""
+    path = self._directory / str(step) / 'record' / 'metadata'
+    record = json.loads(path.read_text())
+    if record.pop('seal') != _seal(record):
+      raise ValueError('its record is not the one that was saved')
+    return record
 
   def _list(self):
     if not self._directory.is_dir():
@@ -218,6 +237,21 @@ class Checkpoints:
         _LOGGER.warning('Moved checkpoint %d to %s.', step, self._damaged)
 
     distributed.from_first(move)
+
+
+def digest(tree: Any) -> str:
+  """Returns the SHA-256 of the arrays of a pytree, and of their names."""
+  result = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.asarray(leaf)
+    name = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
+    result.update(name.encode() + array.tobytes())
+  return result.hexdigest()
+
+
+def _seal(record):
+  """Returns the SHA-256 of a record."""
+  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _metric(metrics):

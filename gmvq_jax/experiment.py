@@ -11,6 +11,7 @@ import numpy as np
 from gmvq_jax import config as config_lib
 from gmvq_jax import data
 from gmvq_jax import distributed
+from gmvq_jax import errors
 from gmvq_jax import evaluate
 from gmvq_jax import programs
 from gmvq_jax import train_step
@@ -149,14 +150,38 @@ class Experiment:
     return jax.device_get((decoded, quantized.codes))
 
   @functools.cached_property
-  def data_identity(self) -> str:
-    """Says which images these are: how many, and a digest of a few."""
+  def origin(self) -> dict[str, str]:
+    """What a checkpoint comes from: digests of its configuration and data."""
     digest = hashlib.sha256()
     for images in self.splits:
       few = np.linspace(0, len(images) - 1, _IDENTIFYING).astype(int)
       digest.update(np.ascontiguousarray(images[few]))
     counts = '+'.join(str(len(images)) for images in self.splits)
-    return f'{counts} images {digest.hexdigest()[:12]}'
+    return {
+        'config': config_lib.digest(self.config),
+        'data': f'{counts} images {digest.hexdigest()[:12]}',
+    }
+
+  def check_origin(self, origin: dict[str, str]) -> None:
+    """Checks that a checkpoint comes from this configuration and data.
+
+    Args:
+      origin: of the experiment that saved it.
+
+    Raises:
+      errors.UserError: if it does not.
+    """
+    if origin['config'] != self.origin['config']:
+      raise errors.UserError(
+          'config.json: is not the configuration that the checkpoints beside it'
+          ' come from; put that back, or give another work directory'
+      )
+    if origin['data'] != self.origin['data']:
+      raise errors.UserError(
+          f'config.data.name={self.config.data.name}: these are not the images'
+          f' that the run began with ({origin["data"]} then,'
+          f' {self.origin["data"]} now); give those, or another work directory'
+      )
 
   def _of_batches(self, program):
     """Returns a program whose batches are divided over the devices."""

@@ -1,12 +1,10 @@
 """What a run comes to: its test metrics, and the report."""
 
-import hashlib
 import pathlib
 from typing import Any
 from typing import NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 
 from gmvq_jax import anchors
@@ -46,9 +44,12 @@ def evaluate_best(
   Raises:
     errors.UserError: when there is no checkpoint that can be read.
   """
-  state, step = checkpoints.restore_best(experiment.abstract_state())
+  state, place, step = checkpoints.restore_best(experiment.abstract_state())
+  experiment.check_origin(place['origin'])
   evaluation = experiment.evaluate(state, 'test')
-  known = {'step': step, 'parameters_sha256': _hash(state.eval_variables)}
+  variables = state.eval_variables
+  sha256 = checkpoint.digest((variables.params, variables.quantizer_state))
+  known = {'step': step, 'parameters_sha256': sha256}
   return Result(state, evaluation.code_counts, evaluation.metrics | known)
 
 
@@ -139,18 +140,7 @@ def report_workdir(workdir: str) -> pathlib.Path:
 
 
 def _open(workdir):
-  config = ConfigDict(workdir_lib.read_config(workdir))
+  config = workdir_lib.read_config(workdir)
   experiment = experiment_lib.Experiment(config)
   path = pathlib.Path(workdir).expanduser().resolve()
   return experiment, checkpoint.Checkpoints(path), path
-
-
-def _hash(variables):
-  """Returns the SHA-256 of parameters and quantizer state, in hexadecimal."""
-  digest = hashlib.sha256()
-  tree = (variables.params, variables.quantizer_state)
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    array = np.asarray(leaf)
-    name = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
-    digest.update(name.encode() + array.tobytes())
-  return digest.hexdigest()

@@ -42,7 +42,7 @@ def test_keeps_the_last_two_and_the_best(tmp_path):
   restored, place, step = checkpoints.restore_latest(state(0))
   assert step == place['n'] == checkpoints.steps[0] == 5
   chex.assert_trees_all_equal(restored, state(5))
-  restored, step = checkpoints.restore_best(state(0))
+  restored, _, step = checkpoints.restore_best(state(0))
   assert step == 2
   chex.assert_trees_all_equal(restored, state(2))
 
@@ -74,7 +74,7 @@ def test_a_damaged_one_is_named_and_an_older_one_used(tmp_path, caplog):
 def test_if_the_best_is_damaged_the_next_best_is_used(tmp_path, caplog):
   fill(tmp_path, [0.1, 0.3, 0.2]).close()
   truncate(tmp_path, 1)
-  _, step = checkpoint.Checkpoints(tmp_path).restore_best(state(0))
+  *_, step = checkpoint.Checkpoints(tmp_path).restore_best(state(0))
   assert step == 3
   assert 'Checkpoint 1' in caplog.text
 
@@ -102,7 +102,7 @@ def test_a_foreign_one_is_refused(tmp_path, foreign):
 
 DAMAGES = {
     'no arrays': lambda step: shutil.rmtree(step / 'state'),
-    'no place': lambda step: shutil.rmtree(step / 'place'),
+    'no record': lambda step: shutil.rmtree(step / 'record'),
     'nothing': lambda step: (shutil.rmtree(step), step.mkdir()),
     'no metrics': lambda step: (step / 'metrics' / 'metrics').write_text(''),
 }
@@ -123,7 +123,7 @@ def test_no_damage_to_the_newest_hides_the_others(tmp_path, damage):
   checkpoints.close()
   checkpoints = checkpoint.Checkpoints(tmp_path)
   assert checkpoints.steps == [4, 3, 2]
-  assert checkpoints.restore_best(state(0))[1] == 2
+  assert checkpoints.restore_best(state(0))[2] == 2
 
 
 def test_a_step_that_is_there_is_not_saved_again(tmp_path):
@@ -132,3 +132,59 @@ def test_a_step_that_is_there_is_not_saved_again(tmp_path):
   checkpoints.wait()
   restored, *_ = checkpoints.restore_latest(state(0))
   chex.assert_trees_all_equal(restored, state(1))
+
+
+def files(tmp_path, step):
+  """Returns the files of a checkpoint, relative to it."""
+  folder = tmp_path / 'checkpoints' / str(step)
+  return sorted(p.relative_to(folder) for p in folder.rglob('*') if p.is_file())
+
+
+def flip(path, rng):
+  """Flips one bit."""
+  content = bytearray(path.read_bytes())
+  content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+  path.write_bytes(bytes(content))
+
+
+def halve(path, rng):
+  del rng
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete(path, rng):
+  del rng
+  path.unlink()
+
+
+def replace(path, rng):
+  path.write_bytes(rng.bytes(100))
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.filterwarnings('ignore:coroutine')
+@pytest.mark.parametrize('damage', [flip, halve, delete, replace])
+def test_no_damage_to_any_file_goes_unnoticed(tmp_path, rng, damage):
+  """What is restored is what was saved, of the newest step or the one before.
+
+  And the run goes on: it saves again.
+  """
+  fill(tmp_path / 'whole', [0.3, 0.2, 0.1]).close()
+  older = 0
+  for number, file in enumerate(files(tmp_path / 'whole', 3)):
+    here = tmp_path / str(number)
+    shutil.copytree(tmp_path / 'whole', here)
+    path = here / 'checkpoints' / '3' / file
+    if not path.stat().st_size:
+      continue
+    damage(path, rng)
+    checkpoints = checkpoint.Checkpoints(here)
+    restored, place, step = checkpoints.restore_latest(state(0))
+    assert step in (2, 3), file
+    older += step == 2
+    assert place == {'n': step}
+    chex.assert_trees_all_equal(restored, state(step))
+    checkpoints.save(step + 1, state(step + 1), {}, {'mse': 0.5})
+    checkpoints.close()
+    assert checkpoints.steps[0] == step + 1
+  assert older >= 3  # Arrays, their names and the record, at least.
