@@ -1,10 +1,13 @@
 """The configuration: every field with its default, and what may stand in it."""
 
+import hashlib
+import json
 import math
 from typing import Any
 from typing import get_origin
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from gmvq_jax import assignment
 from gmvq_jax import errors
@@ -12,6 +15,7 @@ from gmvq_jax import quantizers
 from gmvq_jax import schedules
 
 DTYPES = ('float32', 'bfloat16')
+_LARGEST = float(np.finfo(np.float32).max)
 
 # May differ between the start of a run and its continuation: they change what
 # is looked at, not what is computed.
@@ -38,6 +42,11 @@ def default_config() -> ConfigDict:
       'weight_decay': 1e-4,
       'adam_b1': 0.9,
       'adam_b2': 0.95,
+      # Shorten gradients to this norm (0: never).
+      'clip_norm': 0.0,
+      # Leave out so many updates in a row whose gradient is not finite, before
+      # the run stops.
+      'skip_nonfinite': 0,
       # Augmentation: mirror half of the training images, at random.
       'random_flip': False,
       # mse, l1, or MODULE:FUNCTION; see losses.py.
@@ -77,6 +86,10 @@ def default_config() -> ConfigDict:
           'num_downsamplings': 2,
           'batch_norm': True,
           'dtype': 'float32',
+          # Compute layers again in the backward pass, for less memory. Exact,
+          # as gradients added up over small batches would not be: q(c) and the
+          # batch norms are those of a batch.
+          'remat': False,
       },
       'quantizer': {'name': ''},
   })
@@ -111,6 +124,9 @@ _AT_LEAST_0 = (lambda x: x >= 0, 'at least 0')
 _AT_LEAST_1 = (lambda x: x >= 1, 'at least 1')
 _POSITIVE = (lambda x: x > 0, 'greater than 0')
 _SHARE = (lambda x: 0 <= x < 1, 'at least 0 and less than 1')
+# What is built one by one.
+_FEW = (lambda x: 0 <= x <= 1000, 'from 0 to 1000')
+_CHANNELS = (lambda x: 1 <= x <= 2**16, 'at least 1 and at most 2^16')
 
 _RULES = {
     'seed': (lambda x: 0 <= x < 2**32, 'at least 0 and less than 2^32'),
@@ -123,6 +139,8 @@ _RULES = {
     'weight_decay': _AT_LEAST_0,
     'adam_b1': _SHARE,
     'adam_b2': _SHARE,
+    'clip_norm': _AT_LEAST_0,
+    'skip_nonfinite': (lambda x: 0 <= x < 2**31, 'from 0 to 2^31 - 1'),
     'temperature.start': _POSITIVE,
     'temperature.end': _POSITIVE,
     'temperature.shape': schedules.TEMPERATURE_SHAPES,
@@ -141,13 +159,13 @@ _RULES = {
     'data.channels': (lambda x: x in (1, 3), '1 or 3'),
     'data.bad_images': ('skip', 'fail'),
     'data.keep': ('auto', 'device', 'memory', 'stream'),
-    'network.width': _AT_LEAST_1,
-    'network.encoder_blocks': _AT_LEAST_0,
-    'network.decoder_blocks': _AT_LEAST_0,
-    'network.num_downsamplings': _AT_LEAST_0,
+    'network.width': _CHANNELS,
+    'network.encoder_blocks': _FEW,
+    'network.decoder_blocks': _FEW,
+    'network.num_downsamplings': (lambda x: 0 <= x <= 16, 'from 0 to 16'),
     'network.dtype': DTYPES,
     'quantizer.num_codes': (lambda x: x >= 2, 'at least 2'),
-    'quantizer.dim': _AT_LEAST_1,
+    'quantizer.dim': _CHANNELS,
     'quantizer.gamma': _AT_LEAST_0,
     'quantizer.beta': _AT_LEAST_0,
     'quantizer.two_sigma2': _POSITIVE,
@@ -155,6 +173,12 @@ _RULES = {
     'quantizer.latent': quantizers.LATENT_TERMS,
     'quantizer.aggregate': quantizers.AGGREGATES,
     'quantizer.assignment': assignment.METHODS,
+    'quantizer.opt_steps': _FEW,
+    'quantizer.levels': (
+        lambda x: all(type(n) is int and n > 1 for n in x)
+        and math.prod(x) < 2**31,
+        'integers of at least 2 whose product is less than 2^31',
+    ),
 }
 
 
@@ -175,13 +199,17 @@ def validate(config: ConfigDict) -> None:
       _check_type(field, value, type(default[field]))
     elif not field.startswith('quantizer.'):
       raise errors.UserError(
-          f'config.{field}={value!r}: there is no such field; there are'
+          f'config.{field}={_shown(value)}: there is no such field; there are'
           f' {", ".join(sorted(default))}'
       )
   _check_quantizer(config['quantizer'])
   for field, value in given.items():
     if field in _RULES:
       _check_rule(field, value)
+    if type(value) is int and value >= 2**31 and field != 'seed':
+      raise errors.UserError(
+          f'config.{field}={_shown(value)}: must be less than 2^31'
+      )
   try:
     quantizers.make(**config['quantizer'])
   except ValueError as error:
@@ -263,6 +291,12 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
+def digest(config: ConfigDict) -> str:
+  """Returns a digest of all that changes what a run computes."""
+  fields = {k: v for k, v in flatten(config).items() if k not in FREE_TO_CHANGE}
+  return hashlib.sha256(json.dumps(sorted(fields.items())).encode()).hexdigest()
+
+
 def num_steps(config: ConfigDict, num_images: int) -> int:
   """Returns the steps of a run on `num_images` training images."""
   whole = config.num_epochs * num_images // config.batch_size
@@ -294,14 +328,17 @@ def check_same_run(config: ConfigDict, stored: dict[str, Any]) -> None:
 
 
 def _check_type(field, value, wanted):
-  fits = type(value) is wanted or (wanted is float and type(value) is int)
-  if not fits:
+  # Whole numbers that a float32 holds may stand for floats.
+  whole = wanted is float and type(value) is int and abs(value) <= 2**24
+  if type(value) is not wanted and not whole:
     raise errors.UserError(
-        f'config.{field}={value!r}: is of type {type(value).__name__}; it must'
-        f' be of type {wanted.__name__}'
+        f'config.{field}={_shown(value)}: is of type {type(value).__name__}; it'
+        f' must be of type {wanted.__name__}'
     )
-  if wanted is float and not math.isfinite(value):
-    raise errors.UserError(f'config.{field}={value!r}: must be finite')
+  if wanted is float and not abs(value) <= _LARGEST:
+    raise errors.UserError(
+        f'config.{field}={value!r}: must be finite, as a float32'
+    )
 
 
 def _check_rule(field, value):
@@ -311,7 +348,16 @@ def _check_rule(field, value):
   else:
     fits, wanted = value in rule, f'one of {", ".join(rule)}'
   if not fits:
-    raise errors.UserError(f'config.{field}={value!r}: must be {wanted}')
+    raise errors.UserError(f'config.{field}={_shown(value)}: must be {wanted}')
+
+
+def _shown(value):
+  """Returns a value as it is shown; of a long one, how it begins."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python does not write thousands of digits.
+    return 'a number of thousands of digits'
+  return text if len(text) <= 200 else f'{text[:200]}...'
 
 
 def _check_quantizer(fields):
@@ -325,8 +371,8 @@ def _check_quantizer(fields):
       continue
     if name not in parameters:
       raise errors.UserError(
-          f'config.quantizer.{name}={value!r}: {fields["name"]} has no such'
-          f' field; it has {", ".join(parameters)}'
+          f'config.quantizer.{name}={_shown(value)}: {fields["name"]} has no'
+          f' such field; it has {", ".join(parameters)}'
       )
     if isinstance(value, list):
       value = tuple(value)

@@ -17,6 +17,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax import numerics
+
 
 class Style(NamedTuple):
   """What all layers of a network share.
@@ -25,11 +27,14 @@ class Style(NamedTuple):
     batch_norm: whether convolutions are followed by batch norm.
     momentum: of its running statistics. 0 leaves those of the last batch.
     dtype: of the convolutions.
+    remat: whether the backward pass computes what is inside a layer again, from
+      its input, rather than keep it.
   """
 
   batch_norm: bool = True
   momentum: float = 0.9
   dtype: Any = jnp.float32
+  remat: bool = False
 
 
 class ConvNorm(nn.Module):
@@ -117,16 +122,16 @@ class Encoder(nn.Module):
     x = (2 * images - 1).astype(style.dtype)
     for level in reversed(range(self.num_downsamplings)):
       width = _level_width(self.width, level)
-      x = nn.relu(ConvNorm(width, 4, style, stride=2)(x, train))
-    x = nn.relu(ConvNorm(self.width, 3, style)(x, train))
+      x = nn.relu(_run(ConvNorm(width, 4, style, stride=2), x, train))
+    x = nn.relu(_run(ConvNorm(self.width, 3, style), x, train))
     for _ in range(self.num_blocks):
-      x = ResidualBlock(style)(x, train)
+      x = _run(ResidualBlock(style), x, train)
     heads = []
     for channels in self.heads:
-      head = ResidualBlock(style)(x, train)
+      head = _run(ResidualBlock(style), x, train)
       if channels != self.width:
         head = nn.Conv(channels, (1, 1), dtype=style.dtype)(head)
-      heads.append(head.astype(jnp.float32))
+      heads.append(*numerics.promote(head))
     return jnp.concatenate(heads, axis=-1)
 
 
@@ -160,17 +165,17 @@ class Decoder(nn.Module):
     if x.shape[-1] != self.width:
       x = nn.Conv(self.width, (1, 1), dtype=style.dtype)(x)
     for _ in range(self.num_blocks):
-      x = ResidualBlock(style)(x, train)
-    x = nn.relu(ConvNorm(self.width, 3, style)(x, train))
+      x = _run(ResidualBlock(style), x, train)
+    x = nn.relu(_run(ConvNorm(self.width, 3, style), x, train))
     for level in range(1, self.num_upsamplings):
       width = _level_width(self.width, level)
-      x = nn.relu(ConvNorm(width, 3, style, upsample=True)(x, train))
+      x = nn.relu(_run(ConvNorm(width, 3, style, upsample=True), x, train))
     if self.num_upsamplings:
       x = nn.Conv(4 * self.channels, (3, 3), dtype=style.dtype)(x)
       x = depth_to_space(x)
     else:
       x = nn.Conv(self.channels, (3, 3), dtype=style.dtype)(x)
-    return nn.sigmoid(x.astype(jnp.float32))
+    return nn.sigmoid(*numerics.promote(x))
 
 
 def depth_to_space(x: jax.Array) -> jax.Array:
@@ -178,6 +183,13 @@ def depth_to_space(x: jax.Array) -> jax.Array:
   b, h, w, k = x.shape
   x = x.reshape(b, h, w, 2, 2, k // 4)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, k // 4)
+
+
+def _run(layer, x, train):
+  """Applies a layer in its style."""
+  if not layer.style.remat:
+    return layer(x, train)
+  return nn.remat(lambda layer, x: layer(x, train))(layer, x)
 
 
 def _level_width(width, level):

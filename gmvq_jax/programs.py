@@ -33,7 +33,7 @@ class Parts(NamedTuple):
   Attributes:
     model: networks and quantizer.
     optimizer: AdamW; the weight decay is the same for networks and codebook
-      (section 5.1).
+      (section 5.1). With clipping, or without bad updates, if so configured.
     learning_rate: its schedule.
   """
 
@@ -88,7 +88,9 @@ def build(
   quantizer = quantizers.make(**fields)
   network = config.network
   style = networks.Style(
-      batch_norm=network.batch_norm, dtype=jnp.dtype(network.dtype)
+      batch_norm=network.batch_norm,
+      dtype=jnp.dtype(network.dtype),
+      remat=network.remat,
   )
   encoder = networks.Encoder(
       heads=quantizer.heads,
@@ -120,6 +122,11 @@ def build(
       b2=config.adam_b2,
       weight_decay=config.weight_decay,
   )
+  if config.clip_norm:
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    optimizer = optax.chain(clip, optimizer)
+  if config.skip_nonfinite:
+    optimizer = optax.apply_if_finite(optimizer, config.skip_nonfinite)
   model = autoencoder.Autoencoder(encoder, quantizer, decoder)
   return Parts(model, optimizer, learning_rate)
 

@@ -154,13 +154,7 @@ def _start(experiment, checkpoints):
   restored = checkpoints.restore_latest(experiment.abstract_state())
   if restored is not None:
     state, place, step = restored
-    if place['data'] != experiment.data_identity:
-      raise errors.UserError(
-          f'config.data.name={experiment.config.data.name}: these are not the'
-          f' images that the run began with ({place["data"]} then,'
-          f' {experiment.data_identity} now); give those, or another work'
-          ' directory'
-      )
+    experiment.check_origin(place['origin'])
     return state, place['batches'], step
   state = experiment.init_state()
   if experiment.config.init_from:
@@ -221,7 +215,7 @@ def _save(experiment, state, batches, step, evaluated, outputs):
   validation = None
   if evaluated:
     validation = _validate(experiment, state, step, outputs)
-  place = {'data': experiment.data_identity, 'batches': batches.get_state()}
+  place = {'origin': experiment.origin, 'batches': batches.get_state()}
   outputs.checkpoints.save(step, state, place, validation)
   outputs.writer.flush()
   return state
@@ -232,22 +226,33 @@ def _read(experiment, step, metrics, outputs):
   metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
   watched = ('loss', 'grad_norm', 'param_norm')
   if not all(math.isfinite(metrics[name]) for name in watched):
-    outputs.checkpoints.wait()
-    steps = outputs.checkpoints.steps
-    good = 'there is no checkpoint yet'
-    if steps:
-      good = f'the last good checkpoint is of step {steps[0]}'
     values = ', '.join(f'{name} is {metrics[name]}' for name in watched)
-    raise errors.DivergedError(
-        f'step {step}: {values}; all must be finite; {good}; a lower'
-        ' --config.learning_rate in another work directory may help'
-    )
+    in_a_row = metrics.get('skipped_in_a_row', 0)
+    if not 0 < in_a_row <= experiment.config.skip_nonfinite:
+      raise _diverged(step, values, outputs)
+    outputs.display.line(f'step {step}: {values}; skipped')
+    # What is not finite is no JSON.
+    metrics = {k: v for k, v in metrics.items() if math.isfinite(v)}
   outputs.display.advance(step)
   every = experiment.config.log_every_steps
   if step % every == 0 or step in (1, experiment.num_steps):
     metrics['learning_rate'] = float(experiment.learning_rate(step - 1))
     outputs.display.metrics(metrics)
     outputs.writer.write(step, metrics)
+
+
+def _diverged(step, values, outputs):
+  """Returns the error that says so, and what there is to go on from."""
+  outputs.checkpoints.wait()
+  steps = outputs.checkpoints.steps
+  good = 'there is no checkpoint yet'
+  if steps:
+    good = f'the last good checkpoint is of step {steps[0]}'
+  return errors.DivergedError(
+      f'step {step}: {values}; all must be finite; {good}; a lower'
+      ' --config.learning_rate, --config.clip_norm or --config.skip_nonfinite'
+      ' in another work directory may help'
+  )
 
 
 def _validate(experiment, state, step, outputs):

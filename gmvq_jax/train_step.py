@@ -69,7 +69,9 @@ def make_train_step(
 
   Args:
     model: what is trained.
-    optimizer: what trains it.
+    optimizer: what trains it. With `optax.apply_if_finite` a step of which the
+      gradient is not finite leaves all but its number as it was, and there are
+      metrics `skipped_updates` and `skipped_in_a_row`.
     temperature: of the relaxed codes, by step.
     reconstruction_loss: stands where the equations have the mean squared error.
     ema_decay: of the moving average of parameters, if the state has one.
@@ -131,18 +133,21 @@ def make_train_step(
         'param_norm': optax.tree.norm(params),
         'temperature': tau,
     }
-    variables = variables._replace(
-        params=params, quantizer_state=quantizer_state
-    )
-    state = state._replace(
+    new = state._replace(
         step=state.step + 1,
-        variables=variables,
+        variables=variables._replace(
+            params=params, quantizer_state=quantizer_state
+        ),
         opt_state=opt_state,
         ema_params=_average(
             state.ema_params, params, state.step, decay=ema_decay
         ),
     )
-    return state, metrics
+    if isinstance(opt_state, optax.ApplyIfFiniteState):
+      metrics['skipped_updates'] = opt_state.total_notfinite
+      metrics['skipped_in_a_row'] = opt_state.notfinite_count
+      new = _unless_skipped(new, state)
+    return new, metrics
 
   return jax.jit(train_step, donate_argnums=0)
 
@@ -234,6 +239,16 @@ def _finish(quantizer, optimizer, params, quantizer_state, opt_state):
       fresh,
   )
   return {**params, 'quantizer': written}, state, opt_state
+
+
+def _unless_skipped(new, old):
+  """Returns a state after a step, or where it was left out the one before."""
+  finite = new.opt_state.last_finite
+  inner = old.opt_state.inner_state
+  held = old._replace(
+      step=new.step, opt_state=new.opt_state._replace(inner_state=inner)
+  )
+  return jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, held)
 
 
 def _flip_some(key, images):

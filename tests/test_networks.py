@@ -1,7 +1,10 @@
 """The encoder and the decoder."""
 
+import re
+
 import chex
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,3 +75,32 @@ def test_momentum_0_leaves_the_statistics_of_the_batch():
   evaluated = layer.apply({**variables, **updated}, x, False)
   np.testing.assert_allclose(trained, evaluated, atol=1e-5)
   np.testing.assert_allclose(trained.mean((0, 1, 2)), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize('network', ['encoder', 'decoder'])
+def test_remat_is_exact_and_keeps_less(network, capsys):
+  """The same variables, values and gradients, and fewer numbers kept."""
+  x = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+  results, kept = [], []
+  for remat in (False, True):
+    style = networks.Style(remat=remat)
+    model = networks.Encoder((3,), width=8, style=style)
+    if network == 'decoder':
+      model = networks.Decoder(width=8, style=style)
+    variables = model.init(jax.random.key(1), x, train=False)
+
+    def loss(params, model=model, variables=variables):
+      y, updated = model.apply(
+          variables | {'params': params}, x, train=True, mutable=['batch_stats']
+      )
+      return jnp.sum(y**2), updated
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    results.append((variables, gradient(variables['params'])))
+    ad_checkpoint.print_saved_residuals(
+        lambda params, loss=loss: loss(params)[0], variables['params']
+    )
+    shapes = re.findall(r'^f32\[([\d,]+)\]', capsys.readouterr().out, re.M)
+    kept.append(sum(np.prod([int(n) for n in s.split(',')]) for s in shapes))
+  chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+  assert kept[1] < 0.6 * kept[0]
