@@ -10,7 +10,6 @@ import tiny
 
 import gmvq_jax
 from gmvq_jax import autoencoder
-from gmvq_jax import distributed
 from gmvq_jax import networks
 from gmvq_jax import programs
 from gmvq_jax import train_step
@@ -34,45 +33,6 @@ def test_one_trace(name):
     state, _ = step(state, images[16 * i : 16 * i + 16])
   assert step.func._cache_size() == 1
   assert int(state.step) == 4
-
-
-@pytest.mark.parametrize('count', [2, 4, 8])
-def test_any_number_of_devices_takes_the_same_step(name, count):
-  """From identical state: q(c), batch norm and gradient are global."""
-  experiment = tiny.make(name)
-  state, images = start(experiment)
-  results = []
-  for devices in (1, count):
-    mesh = jax.make_mesh(
-        (devices,),
-        (distributed.AXIS,),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.devices()[:devices],
-    )
-    # SGD: Adam divides by the gradient, and so by rounding where it is 0.
-    optimizer = optax.sgd(1e-2)
-    here = distributed.replicate(
-        state._replace(
-            opt_state=optimizer.init(state.variables.params)
-        ),
-        mesh,
-    )
-    step = train_step.make_train_step(
-        experiment.model, optimizer, lambda _: 0.7
-    )
-    results.append(
-        jax.device_get(
-            step(
-                jax.tree.map(jnp.copy, here),
-                jax.device_put(images[:16], distributed.batched(mesh)),
-            )
-        )
-    )
-  (one, one_metrics), (many, many_metrics) = results
-  chex.assert_trees_all_close(one_metrics, many_metrics, rtol=1e-4, atol=1e-5)
-  chex.assert_trees_all_close(
-      one.variables, many.variables, rtol=1e-4, atol=1e-5
-  )
 
 
 def test_each_step_has_noise_and_a_temperature_of_its_own(name):

@@ -1,0 +1,79 @@
+"""From one state, every method does the same on any number of devices."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import steps
+
+from gmvq_jax import distributed
+
+
+def mesh_of(count):
+  return jax.make_mesh(
+      (count,),
+      (distributed.AXIS,),
+      axis_types=(jax.sharding.AxisType.Auto,),
+      devices=jax.devices()[:count],
+  )
+
+
+def check(actual, expected, tolerance):
+  """Compares metrics, gradients (in the optimiser's state) and states."""
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(
+        actual[name], value, rtol=tolerance, atol=tolerance, err_msg=name
+    )
+
+
+@pytest.mark.parametrize('method', steps.METHODS)
+def test_one_step(method):
+  one, eight = (
+      steps.flat(steps.one(method, mesh_of(count))) for count in (1, 8)
+  )
+  check(eight, one, 1e-5)
+
+
+@pytest.mark.parametrize('method', steps.METHODS)
+def test_one_and_twenty_steps_in_float64(method):
+  expected = steps.flat(steps.many(method, mesh_of(1)))
+  for count in (2, 4, 8):
+    check(steps.flat(steps.many(method, mesh_of(count))), expected, 1e-6)
+
+
+def test_two_processes_of_two_devices(tmp_path):
+  """Of all methods, against four devices of this one."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  script = pathlib.Path(__file__).parent / 'steps.py'
+  started = [
+      subprocess.Popen(
+          [sys.executable, script, tmp_path / 'steps.npz'],
+          env=os.environ
+          | {
+              'JAX_NUM_CPU_DEVICES': '2',
+              'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+              'JAX_NUM_PROCESSES': '2',
+              'JAX_PROCESS_ID': str(index),
+          },
+          stderr=subprocess.PIPE,
+          text=True,
+      )
+      for index in range(2)
+  ]
+  for process in started:
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+  actual = np.load(tmp_path / 'steps.npz')
+  mesh = mesh_of(4)
+  for method in steps.METHODS:
+    expected = steps.flat(steps.many(method, mesh))
+    expected = {f'{method}: {name}': x for name, x in expected.items()}
+    check({name: actual[name] for name in expected}, expected, 1e-6)
