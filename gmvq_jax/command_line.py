@@ -11,9 +11,16 @@ import sys
 from absl import app
 from absl import flags
 from absl import logging as absl_logging
+import jax
+from ml_collections import ConfigDict
 
 from gmvq_jax import config as config_lib
 from gmvq_jax import errors
+
+_MEMORY = (
+    'there is not enough memory; smaller batches, networks or codebooks take'
+    ' less'
+)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -25,6 +32,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     sys.exit(_line(error, 2))
   except OSError as error:  # A full disk, for one.
     sys.exit(_line(error, 1))
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if not _is_memory(error):
+      raise
+    sys.exit(_line(f'{_MEMORY} ({str(error)[:200]})', 1))
   except KeyboardInterrupt:
     sys.exit(_line('interrupted; the same command continues', 130))
 
@@ -52,13 +63,16 @@ def _check_config(argument, argv):
     raise errors.UserError(f'--config={path}: there is no such file')
   try:
     get_config = runpy.run_path(path)['get_config']
-    fields = config_lib.flatten(get_config(*([method] if colon else [])))
+    config = get_config(*([method] if colon else []))
+    if not isinstance(config, ConfigDict):
+      raise TypeError(f'it returned a {type(config).__name__}, no ConfigDict')
   except errors.UserError:
     raise
   except Exception as error:
     raise errors.UserError(
         f'--config={path}: get_config cannot be called ({error!r})'
     ) from error
+  fields = config_lib.flatten(config)
   for arg in argv:
     field = re.match(r'--(?:no)?config\.([^=]*)', arg)
     if field and field[1] not in fields:
@@ -88,6 +102,11 @@ def _quiet():
   sys.unraisablehook = report
 
 
+def _is_memory(error):
+  kinds = ('RESOURCE_EXHAUSTED', 'Out of memory')
+  return isinstance(error, MemoryError) or any(k in str(error) for k in kinds)
+
+
 def _line(error, code):
-  sys.stderr.write(f'error: {error}\n')
+  sys.stderr.write(f'error: {errors.UserError(error)}\n')
   return code

@@ -58,10 +58,11 @@ class Writer:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the objects of `metrics.jsonl`, but for what a kill cut off."""
+  """Returns the objects of `metrics.jsonl`, but for what is damaged."""
   path = workdir / 'metrics.jsonl'
+  text = path.read_text(errors='replace') if path.exists() else ''
   records = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  for line in text.splitlines():
     try:
       record = json.loads(line)
       record['step'] + 0

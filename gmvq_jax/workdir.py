@@ -19,6 +19,8 @@ import pathlib
 import tempfile
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from gmvq_jax import errors
 
 
@@ -30,15 +32,16 @@ def create(path: str) -> pathlib.Path:
   """
   if not path:
     raise errors.UserError('--workdir is missing; give a directory for the run')
-  workdir = pathlib.Path(path).expanduser().resolve()
   try:
+    workdir = pathlib.Path(path).expanduser().resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir):
       pass
-  except OSError as error:
+  except (OSError, RuntimeError) as error:  # The latter of `~nobody`.
+    reason = getattr(error, 'strerror', error)
     raise errors.UserError(
-        f'--workdir={path}: cannot be written to ({error.strerror}); give a'
-        ' directory that can'
+        f'--workdir={path}: cannot be written to ({reason}); give a directory'
+        ' that can'
     ) from error
   return workdir
 
@@ -71,29 +74,36 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file; None if there is none.
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+  """Reads a file that holds a JSON object; None if there is none.
 
   Raises:
     errors.UserError: when it is damaged.
   """
   try:
-    return json.loads(path.read_text())
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+      raise ValueError('no JSON object')
+    return value
   except FileNotFoundError:
     return None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise errors.UserError(f'{path}: cannot be read ({error})') from error
 
 
-def read_config(workdir: str) -> dict[str, Any]:
+def read_config(workdir: str) -> ConfigDict:
   """Returns the configuration of the run in `workdir`.
 
   Raises:
-    errors.UserError: when there is none.
+    errors.UserError: when there is none, or it is damaged.
   """
-  config = read_json(pathlib.Path(workdir).expanduser() / 'config.json')
-  if not isinstance(config, dict):
+  path = pathlib.Path(os.path.expanduser(workdir)) / 'config.json'
+  config = read_json(path)
+  if config is None:
     raise errors.UserError(
         f'{workdir}: holds no config.json; give the work directory of a run'
     )
-  return config
+  try:
+    return ConfigDict(config)
+  except Exception as error:  # Its names have rules of their own.
+    raise errors.UserError(f'{path}: cannot be read ({error})') from error

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,6 +80,22 @@ def test_two_processes_are_as_one(tmp_path, arguments):
   assert (tmp_path / 'two' / 'report.html').exists()
   assert 'step 1/12' in first
   assert 'step' not in second  # One speaks for all.
+
+
+def test_a_run_continues_on_other_devices_and_processes(tmp_path, arguments):
+  """On more of them, and in another number of processes."""
+  run = tmp_path / 'run'
+  finish(start(arguments('run'), 1, 4))
+  whole = summary(run)
+  for processes, devices in ((1, 8), (2, 1)):
+    (run / 'summary.json').unlink()
+    shutil.rmtree(run / 'checkpoints' / '12')
+    output, *_ = finish(start(arguments('run'), processes, devices))
+    assert 'from step 8' in output
+    for name in ('mse', 'kl', 'perplexity'):
+      np.testing.assert_allclose(
+          summary(run)[name], whole[name], rtol=2e-3, err_msg=name
+      )
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, arguments):

@@ -53,6 +53,7 @@ def check(images: np.ndarray, where: object) -> np.ndarray:
   if images.ndim == 3:
     images = images[..., None]
   fits = images.ndim == 4 and images.shape[3] in (1, 3)
+  fits = fits and images.shape[1] and images.shape[2]
   if images.dtype != np.uint8 or not fits:
     raise errors.UserError(
         f'{where}: holds {images.dtype} of shape {images.shape}; images must be'

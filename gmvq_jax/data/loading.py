@@ -76,7 +76,7 @@ def load(
   kind, colon, path = name.partition(':')
   if colon and not path:
     raise errors.UserError(f'data.name={name}: the path is missing; give one')
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(os.path.expanduser(path))
   if colon and kind == 'folder':
     parts = folder.load(path, shape, skip_bad=bad_images == 'skip')
   elif colon and kind == 'array':

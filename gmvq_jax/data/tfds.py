@@ -28,7 +28,7 @@ def load(
   import tensorflow_datasets as tfds
 
   data_dir = data_dir or os.environ.get('TFDS_DATA_DIR') or None
-  if data_dir and not pathlib.Path(data_dir).expanduser().is_dir():
+  if data_dir and not os.path.isdir(os.path.expanduser(data_dir)):
     raise errors.UserError(
         f'data.dir={data_dir!r}: there is no such directory; give the one that'
         f' holds {name}/, by --config.data.dir or TFDS_DATA_DIR'

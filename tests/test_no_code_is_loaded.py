@@ -1,0 +1,156 @@
+"""Nothing that is loaded is run: a pickle, wherever it lies, stays closed.
+
+Code of the user's choosing does run, in two places that exist for it: the file
+of --config, and the module of --config.reconstruction_loss=MODULE:FUNCTION.
+"""
+
+import contextlib
+import pathlib
+import pickle
+import re
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from gmvq_jax import checkpoint
+from gmvq_jax import data
+from gmvq_jax import errors
+from gmvq_jax import results
+from gmvq_jax import train
+from gmvq_jax.data import sources
+
+RUNS_CODE = re.compile(
+    r'\b(pickle|cPickle|cloudpickle|dill|joblib|marshal|shelve|runpy)\b'
+    r'|allow_pickle=True|(yaml|torch)\.(unsafe_)?load'
+    r'|(?<![\w.])(eval|exec|__import__)\(|\b(import_module|exec_module)\('
+)
+ALLOWED = {
+    'gmvq_jax/command_line.py': {'runpy'},  # --config
+    'gmvq_jax/losses.py': {'import_module('},  # reconstruction_loss
+    'configs/table1_cifar10.py': {'exec_module('},  # cifar10.py beside it
+}
+
+
+def test_only_what_a_user_names_as_code_is_run():
+  found = {}
+  for top in ('gmvq_jax', 'configs'):
+    for path in pathlib.Path(top).rglob('*.py'):
+      matches = {m[0] for m in RUNS_CODE.finditer(path.read_text())}
+      if matches:
+        found[str(path)] = matches
+  assert found == ALLOWED
+
+
+class Payload:
+  """A pickle of it writes a file when it is loaded."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return pathlib.Path.touch, (self.path,)
+
+
+@pytest.fixture
+def payload(tmp_path):
+  """One, that must not have been loaded in the end."""
+  ran = tmp_path / 'ran'
+  payload = Payload(ran)
+  pickle.loads(pickle.dumps(payload))
+  assert ran.exists()
+  ran.unlink()
+  yield payload
+  assert not ran.exists()
+
+
+def raw(file, payload):
+  pickle.dump(payload, file)
+
+
+def npy(file, payload):
+  np.save(file, np.array([payload]), allow_pickle=True)
+
+
+def npz(file, payload):
+  splits = ('train', 'validation', 'test')
+  np.savez(file, **{split: np.array([payload]) for split in splits})
+
+
+@pytest.mark.parametrize('write, name', [
+    (raw, 'array:images.npy'),
+    (raw, 'array:images.npz'),
+    (npy, 'array:images.npy'),
+    (npz, 'array:images.npz'),
+    (npz, 'array:images.npy'),
+    (raw, 'folder:images.png'),
+    (npy, 'folder:images.png'),
+])
+def test_data(tmp_path, payload, write, name):
+  kind, _, file = name.partition(':')
+  path = tmp_path / 'data' / file
+  path.parent.mkdir()
+  with open(path, 'wb') as opened:
+    write(opened, payload)
+  with pytest.raises(errors.UserError) as refused:
+    data.load(f'{kind}:{path if kind == "array" else path.parent}')
+  assert str(path) in str(refused.value)
+
+
+def test_the_cache(tmp_path, payload, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+  lazy = data.Lazy(lambda indices: images[indices], 3, identity='x')
+  for write in (raw, npy):
+    path = sources.cache_path('name', 'x', '.npy')
+    path.parent.mkdir(exist_ok=True)
+    with open(path, 'wb') as file:
+      write(file, payload)
+    np.testing.assert_array_equal(sources.read_all(lazy, 'name'), images)
+  with open(sources.cache_path('name', 'y', '.json'), 'wb') as file:
+    raw(file, payload)
+  assert sources.remember('name', 'y', lambda: 1) == 1
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.filterwarnings('ignore:coroutine')
+def test_checkpoints(tmp_path, payload):
+  """Each file of a checkpoint in turn, and all of them."""
+  state = {'a': jnp.ones(3)}
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'whole')
+  checkpoints.save(1, state, {'n': 1}, {'mse': 0.1})
+  checkpoints.close()
+  whole = tmp_path / 'whole' / 'checkpoints' / '1'
+  files = [p.relative_to(whole) for p in whole.rglob('*') if p.is_file()]
+  for number, damaged in enumerate([*([file] for file in files), files]):
+    run = tmp_path / str(number)
+    shutil.copytree(tmp_path / 'whole', run)
+    for file in damaged:
+      with open(run / 'checkpoints' / '1' / file, 'wb') as opened:
+        raw(opened, payload)
+    checkpoints = checkpoint.Checkpoints(run)
+    for restore in (checkpoints.restore_best, checkpoints.restore_latest):
+      with contextlib.suppress(errors.UserError):
+        restore(state)
+  with pytest.raises(errors.UserError, match='can be read'):
+    checkpoints.restore_best(state)
+
+
+def test_a_work_directory(tmp_path, payload, photographs):
+  """The small files of a run that has ended."""
+  run = tmp_path / 'run'
+  name = tiny.save_images(tmp_path, photographs)
+  train.run(tiny.config(name), str(run))
+  for file in ('examples.npz', 'metrics.jsonl'):
+    with open(run / file, 'wb') as opened:
+      raw(opened, payload)
+  results.report_workdir(str(run))
+  with np.load(run / 'examples.npz') as arrays:
+    assert 'images' in arrays
+  for file in ('summary.json', 'config.json'):
+    with open(run / file, 'wb') as opened:
+      raw(opened, payload)
+    with pytest.raises(errors.UserError, match=f'{file}: cannot be read'):
+      results.report_workdir(str(run))
