@@ -135,7 +135,7 @@ def moments(length, first_step):
   for _ in range(_KILLS.value):
     yield 'at random', signal.SIGKILL, after(0.1 * length, 0.95 * length)
   for _ in range(_STOPS.value):
-    yield 'SIGTERM', signal.SIGTERM, after(first_step, 0.95 * length)
+    yield 'SIGTERM', signal.SIGTERM, after(first_step, 0.9 * length)
   if _KILLS.value:
     yield 'before the first step', signal.SIGKILL, after(0, first_step)
     for name, pattern in (
@@ -170,6 +170,7 @@ def main(argv):
   arguments, root = argv[1:], pathlib.Path(_WORKDIR.value)
   if not _WORKDIR.value or root.exists():
     raise SystemExit(f'--workdir={root}: give a directory that is not there')
+  Run(root / 'compiled', arguments).finish()
   whole = Run(root / 'whole', arguments)
   first_step = None
   while whole.running:
@@ -179,6 +180,8 @@ def main(argv):
   length = whole.seconds
   whole.finish()
   expected = outcome(root / 'whole')
+  if outcome(root / 'compiled') != expected:
+    raise SystemExit('two runs left alone differ')
   print(f'A run takes {length:.0f} s, {first_step:.0f} s to its first step.')
 
   records = []
