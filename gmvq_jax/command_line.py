@@ -21,6 +21,10 @@ _MEMORY = (
     'there is not enough memory; smaller batches, networks or codebooks take'
     ' less'
 )
+_ALONE = (
+    'another process of the run is no longer there; started again, all continue'
+    ' from the last checkpoint'
+)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -33,9 +37,13 @@ def run(main: Callable[[list[str]], None]) -> None:
   except OSError as error:  # A full disk, for one.
     sys.exit(_line(error, 1))
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
-    if not _is_memory(error):
+    if _is_memory(error):
+      sys.exit(_line(f'{_MEMORY} ({str(error)[:200]})', 1))
+    if jax.process_count() == 1:
       raise
-    sys.exit(_line(f'{_MEMORY} ({str(error)[:200]})', 1))
+    _line(f'{_ALONE} ({str(error)[:200]})', 1)
+    sys.stdout.flush()
+    os._exit(1)  # JAX would wait for the other, and then abort with a trace.
   except KeyboardInterrupt:
     sys.exit(_line('interrupted; the same command continues', 130))
 

@@ -98,21 +98,32 @@ def test_a_run_continues_on_other_devices_and_processes(tmp_path, arguments):
       )
 
 
-def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, arguments):
-  more = dict(num_steps=100, eval_every_steps=50, checkpoint_every_steps=50)
+def test_what_ends_one_process_ends_all_and_loses_nothing(tmp_path, arguments):
+  """SIGTERM saves and stops at one step; SIGKILL is named by the other."""
+  more = dict(num_steps=100, eval_every_steps=50, checkpoint_every_steps=25)
   finish(start(arguments('whole', **more), 2, 1))
-  started = start(arguments('stopped', **more), 2, 1)
-  metrics = tmp_path / 'stopped' / 'metrics.jsonl'
-  while not (metrics.exists() and '"step": 8' in metrics.read_text()):
-    assert started[0].poll() is None
-    time.sleep(0.05)
-  started[1].send_signal(signal.SIGTERM)
-  first, _ = finish(started)
+  run = tmp_path / 'run'
+
+  def interrupt(number, step):
+    started = start(arguments('run', **more), 2, 1)
+    metrics = run / 'metrics.jsonl'
+    while not (metrics.exists() and f'"step": {step}' in metrics.read_text()):
+      assert started[0].poll() is None
+      time.sleep(0.05)
+    started[1].send_signal(number)
+    return started
+
+  first, _ = finish(interrupt(signal.SIGTERM, 8))
   assert 'Stopped; saved step' in first
-  assert not (tmp_path / 'stopped' / 'summary.json').exists()
-  finish(start(arguments('stopped', **more), 2, 1))
-  whole, stopped = (summary(tmp_path / name) for name in ('whole', 'stopped'))
-  assert stopped['parameters_sha256'] == whole['parameters_sha256']
+  one, _ = interrupt(signal.SIGKILL, 40)
+  _, errors = one.communicate(timeout=200)
+  assert one.returncode == 1
+  last = errors.strip().splitlines()[-1]
+  assert last.startswith('error: another process of the run is no longer there')
+  assert not (run / 'summary.json').exists()
+  finish(start(arguments('run', **more), 2, 1))
+  sha256 = 'parameters_sha256'
+  assert summary(run)[sha256] == summary(tmp_path / 'whole')[sha256]
 
 
 def test_a_mistake_stops_all_processes_with_its_line(arguments):
