@@ -117,27 +117,33 @@ def outcome(workdir):
   return summary, [json.loads(line) for line in lines]
 
 
-def moments(length, first_step):
-  """Yields names, signals, and what is true of a run when its moment is here.
+def moments():
+  """Yields names, signals, and what makes a test of whether a run is there.
 
-  Args:
-    length: seconds of a run.
-    first_step: seconds to its first logged step.
+  That takes the seconds of a whole run, and of its way to the first step.
   """
 
-  def after(low, high):
-    seconds = random.uniform(low, high)
-    return lambda run: run.seconds > seconds
+  def between(low, high):
+    def draw(length, first_step):
+      names = {'first step': first_step, 'length': length}
+      seconds = random.uniform(*(a * names[b] for a, b in (low, high)))
+      return lambda run: run.seconds > seconds
+
+    return draw
 
   def there(pattern):
-    return lambda run: any(run.workdir.glob(pattern))
+    return lambda *_: lambda run: any(run.workdir.glob(pattern))
 
+  anywhere = between((0.1, 'length'), (0.95, 'length'))
   for _ in range(_KILLS.value):
-    yield 'at random', signal.SIGKILL, after(0.1 * length, 0.95 * length)
+    yield 'at random', signal.SIGKILL, anywhere
+  in_training = between((1.1, 'first step'), (0.7, 'length'))
   for _ in range(_STOPS.value):
-    yield 'SIGTERM', signal.SIGTERM, after(first_step, 0.9 * length)
+    yield 'SIGTERM', signal.SIGTERM, in_training
   if _KILLS.value:
-    yield 'before the first step', signal.SIGKILL, after(0, first_step)
+    yield 'before the first step', signal.SIGKILL, between(
+        (0.5, 'first step'), (1, 'first step')
+    )
     for name, pattern in (
         ('writing a checkpoint', 'checkpoints/*tmp*'),
         ('after an evaluation', 'pictures/*.png'),
@@ -147,7 +153,7 @@ def moments(length, first_step):
 
 
 def interrupt(workdir, arguments, number, here):
-  """Starts a run and interrupts it; returns how long it took to end, if it did.
+  """Starts a run and interrupts it; returns how long it took to end.
 
   None if the run came to its end before its moment.
   """
@@ -164,46 +170,54 @@ def interrupt(workdir, arguments, number, here):
   return seconds
 
 
+def whole(workdir, arguments):
+  """Makes a whole run; returns its seconds, and those to its first step."""
+  run, first_step = Run(workdir, arguments), None
+  while run.running:
+    if first_step is None and (workdir / 'metrics.jsonl').exists():
+      first_step = run.seconds
+    time.sleep(0.01)
+  seconds = run.seconds
+  run.finish()
+  return seconds, first_step
+
+
 def main(argv):
   """Interrupts and compares."""
   random.seed(_SEED.value)
   arguments, root = argv[1:], pathlib.Path(_WORKDIR.value)
   if not _WORKDIR.value or root.exists():
     raise SystemExit(f'--workdir={root}: give a directory that is not there')
-  Run(root / 'compiled', arguments).finish()
-  whole = Run(root / 'whole', arguments)
-  first_step = None
-  while whole.running:
-    if first_step is None and (root / 'whole' / 'metrics.jsonl').exists():
-      first_step = whole.seconds
-    time.sleep(0.01)
-  length = whole.seconds
-  whole.finish()
+  whole(root / 'compiled', arguments)
+  length, first_step = whole(root / 'whole', arguments)
   expected = outcome(root / 'whole')
   if outcome(root / 'compiled') != expected:
     raise SystemExit('two runs left alone differ')
   print(f'A run takes {length:.0f} s, {first_step:.0f} s to its first step.')
 
   records = []
-  for name, number, here in moments(length, first_step):
-    workdir = root / 'interrupted'
-    seconds = interrupt(workdir, arguments, number, here)
-    if seconds is not None:
-      Run(workdir, arguments).finish()
+  for name, number, draw in moments():
+    workdir, seconds = root / 'interrupted', None
+    while seconds is None:
+      shutil.rmtree(workdir, ignore_errors=True)
+      here = draw(length, first_step)
+      start = time.monotonic()
+      seconds = interrupt(workdir, arguments, number, here)
+      if seconds is None:  # A machine with less to do, perhaps.
+        length = min(length, time.monotonic() - start)
+    Run(workdir, arguments).finish()
     equal = outcome(workdir) == expected
     records.append({'moment': name, 'seconds_to_end': seconds, 'equal': equal})
     print(records[-1], flush=True)
-    shutil.rmtree(workdir)
-  hit = [r for r in records if r['seconds_to_end'] is not None]
-  stops = [r['seconds_to_end'] for r in hit if r['moment'] == 'SIGTERM']
+  stops = [r['seconds_to_end'] for r in records if r['moment'] == 'SIGTERM']
   timing.report(
       {
           'hardware': timing.hardware(),
           'processes': _PROCESSES.value,
           'arguments': arguments,
           'seconds': length,
-          'interrupted': len(hit),
-          'equal': sum(r['equal'] for r in hit),
+          'interrupted': len(records),
+          'equal': sum(r['equal'] for r in records),
           'most_seconds_from_sigterm_to_exit': max(stops, default=None),
           'records': records,
       },

@@ -36,9 +36,13 @@ def run(main: Callable[[list[str]], None]) -> None:
     sys.exit(_line(error, 2))
   except OSError as error:  # A full disk, for one.
     sys.exit(_line(error, 1))
-  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+  except (MemoryError, RuntimeError) as error:
     if _is_memory(error):
       sys.exit(_line(f'{_MEMORY} ({str(error)[:200]})', 1))
+    if 'Unable to initialize backend' in str(error):
+      sys.exit(_line(f'JAX_PLATFORMS: {error}', 2))
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+      raise
     if jax.process_count() == 1:
       raise
     _line(f'{_ALONE} ({str(error)[:200]})', 1)

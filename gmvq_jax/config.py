@@ -293,8 +293,13 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
 
 def digest(config: ConfigDict) -> str:
   """Returns a digest of all that changes what a run computes."""
-  fields = {k: v for k, v in flatten(config).items() if k not in FREE_TO_CHANGE}
-  return hashlib.sha256(json.dumps(sorted(fields.items())).encode()).hexdigest()
+  fields = {
+      # 1 and 1.0 are the same.
+      field: float(value) if type(value) is int else value
+      for field, value in sorted(flatten(config).items())
+      if field not in FREE_TO_CHANGE
+  }
+  return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
 def num_steps(config: ConfigDict, num_images: int) -> int:

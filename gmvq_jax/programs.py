@@ -64,9 +64,9 @@ def numbers_of(config: ConfigDict) -> Numbers:
   """Returns what is an argument of programs: numbers without consequences."""
   kinds = quantizers.fields(config.quantizer.name)
   return {
-      'learning_rate': config.learning_rate,
+      'learning_rate': float(config.learning_rate),
       'quantizer': {
-          name: value
+          name: float(value)
           for name, value in config.quantizer.items()
           if name != 'name' and kinds[name].annotation is float
       },

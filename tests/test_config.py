@@ -1,9 +1,11 @@
 """The configuration: what may stand in it, and what is said of the rest."""
 
 import importlib.util
+import json
 import pathlib
 import random
 
+from ml_collections import ConfigDict
 import pytest
 import tiny
 
@@ -169,6 +171,22 @@ def test_what_does_not_fit_the_data(fields, shape, images, devices, message):
   config = tiny.config('array:x.npy', **fields)
   with pytest.raises(errors.UserError, match=message):
     config_lib.validate_data(config, shape, images, devices)
+
+
+def test_a_digest_is_of_what_changes_a_run():
+  config = tiny.config('array:x.npy')
+  expected = config_lib.digest(config)
+  stored = json.loads(json.dumps(config.to_dict()))
+  assert config_lib.digest(ConfigDict(stored)) == expected
+  stored['quantizer']['beta'] = 10
+  assert config_lib.digest(ConfigDict(stored)) == expected
+  for fields, same in (
+      ({'log_every_steps': 1}, True),
+      ({'seed': 1}, False),
+      ({'quantizer__beta': 10.5}, False),
+  ):
+    other = tiny.config('array:x.npy', **fields)
+    assert (config_lib.digest(other) == expected) == same
 
 
 def test_another_configuration_is_refused_field_by_field():

@@ -162,6 +162,7 @@ def test_a_config_must_return_a_config_dict(tmp_path):
     MemoryError('Unable to allocate 9 EiB'),
     jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nof a GPU'),
     jax.errors.JaxRuntimeError('INTERNAL: Error: Out of memory allocating 9.'),
+    RuntimeError("Unable to initialize backend 'cuda': no jaxlib of that"),
     OSError('two\nlines'),
     errors.UserError('two\nlines'),
 ])

@@ -133,19 +133,3 @@ def test_a_mistake_stops_all_processes_with_its_line(arguments):
     assert process.returncode == 2
     assert 'batch_size=3' in errors
     assert 'Traceback' not in errors
-
-
-def test_processes_that_are_not_found_are_one_line(tmp_path):
-  result = subprocess.run(
-      [
-          sys.executable,
-          *('-m', 'gmvq_jax.main', '--distributed', '--mode=evaluate'),
-          f'--workdir={tmp_path}',
-      ],
-      capture_output=True,
-      text=True,
-      timeout=100,
-  )
-  assert result.returncode == 2
-  (line,) = result.stderr.strip().splitlines()
-  assert line.startswith('error: --distributed:')

@@ -123,6 +123,15 @@ def test_a_finished_run_is_not_run_again(name, tmp_path):
   assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == before
 
 
+def test_a_changed_config_json_is_not_believed(name, tmp_path):
+  train.run(tiny.config(name), str(tmp_path))
+  results.evaluate_workdir(str(tmp_path))
+  path = tmp_path / 'config.json'
+  path.write_text(path.read_text().replace('"beta": 10.0', '"beta": 18.0'))
+  with pytest.raises(errors.UserError, match='config.json: is not the config'):
+    results.evaluate_workdir(str(tmp_path))
+
+
 def test_another_configuration_is_refused_and_nothing_lost(name, tmp_path):
   train.run(tiny.config(name), str(tmp_path / 'run'))
   files = {
