@@ -15,14 +15,17 @@ from gmvq_jax import train_step
 
 _KINDS = (
     'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
-    'collective-permute',
+    'ragged-all-to-all', 'collective-permute', 'collective-broadcast',
 )  # fmt: skip
 _SENT = re.compile(rf'= (.*?) ({"|".join(_KINDS)})(?:-start)?\(')
 _ARRAY = re.compile(r'(pred|[a-z]+(\d+))\[([\d,]*)\]')
 
 
 def sent(hlo: str) -> dict[str, int]:
-  """Returns the collectives of a compiled program: bytes by kind and shape."""
+  """Returns the collectives of a compiled program: bytes by kind and shape.
+
+  Of what is started and waited for later, operands are counted with results.
+  """
   result = collections.Counter()
   for shapes, kind in _SENT.findall(hlo):
     for dtype, bits, dims in _ARRAY.findall(shapes):

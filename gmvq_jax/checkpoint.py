@@ -56,7 +56,8 @@ class Checkpoints:
 
     Args:
       step: its number.
-      state: a pytree of arrays, copied before this returns and written after.
+      state: a pytree of arrays, whole on every device, copied before this
+        returns and written after.
       place: any JSON value.
       metrics: those of its evaluation, if any; the best checkpoint is the one
         of the lowest `METRIC`.
@@ -69,6 +70,9 @@ class Checkpoints:
         self._manager = self._open()
       if step in self._manager.all_steps():
         return
+      # A copy, as a step donates what it came from, and on one host, so that
+      # what is written is what the digest is of.
+      state = jax.tree.map(np.array, state)
       metric = metrics[METRIC] if metrics else math.inf
       record = {'place': place, METRIC: metric, 'state': digest(state)}
       self._manager.save(
@@ -180,7 +184,7 @@ class Checkpoints:
     for step in steps:
       restored = None
       try:
-        record = self._record(step)
+        record = distributed.from_first(lambda s=step: self._record(s))
         with ocp.StandardCheckpointer() as states:
           path = self._directory / str(step) / 'state'
           state = states.restore(path, like)
@@ -208,7 +212,7 @@ class Checkpoints:
       # Orbax, which chooses what to keep, has a file of its own.
       text = (self._directory / str(step) / 'metrics' / 'metrics').read_text()
       return metric if json.loads(text)[METRIC] == metric else math.nan
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # Whatever it holds.
       return math.nan
 
   def _record(self, step):
@@ -224,7 +228,8 @@ class Checkpoints:
       return []
     # While a checkpoint is being written its name is no number.
     names = [path.name for path in self._directory.iterdir()]
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    steps = (int(name) for name in names if name.isdecimal())
+    return sorted((step for step in steps if str(step) in names), reverse=True)
 
   def _set_aside(self, steps):
     def move():
@@ -245,7 +250,8 @@ def digest(tree: Any) -> str:
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.asarray(leaf)
     name = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
-    result.update(name.encode() + array.tobytes())
+    result.update(name.encode())
+    result.update(array.tobytes())
   return result.hexdigest()
 
 

@@ -7,6 +7,8 @@ import os
 import re
 import runpy
 import sys
+import time
+import traceback
 
 from absl import app
 from absl import flags
@@ -25,6 +27,10 @@ _ALONE = (
     'another process of the run is no longer there; started again, all continue'
     ' from the last checkpoint'
 )
+# What XLA says when it is out of memory, and when it has lost a process.
+_NO_MEMORY = ('RESOURCE_EXHAUSTED', 'Out of memory')
+_FAREWELL_SECONDS = 5
+_NO_PROCESS = ('Gloo', 'NCCL', 'oordination', 'UNAVAILABLE', 'DEADLINE')
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -32,24 +38,55 @@ def run(main: Callable[[list[str]], None]) -> None:
   _quiet()
   try:
     app.run(main, flags_parser=parse)
-  except errors.UserError as error:
-    sys.exit(_line(error, 2))
-  except OSError as error:  # A full disk, for one.
-    sys.exit(_line(error, 1))
-  except (MemoryError, RuntimeError) as error:
-    if _is_memory(error):
-      sys.exit(_line(f'{_MEMORY} ({str(error)[:200]})', 1))
-    if 'Unable to initialize backend' in str(error):
-      sys.exit(_line(f'JAX_PLATFORMS: {error}', 2))
-    if not isinstance(error, jax.errors.JaxRuntimeError):
+  except (Exception, KeyboardInterrupt) as error:
+    line, code = _last_words(error)
+    if line is None and not _is_one_of_several():
       raise
-    if jax.process_count() == 1:
-      raise
-    _line(f'{_ALONE} ({str(error)[:200]})', 1)
-    sys.stdout.flush()
-    os._exit(1)  # JAX would wait for the other, and then abort with a trace.
-  except KeyboardInterrupt:
-    sys.exit(_line('interrupted; the same command continues', 130))
+    if line is None:
+      traceback.print_exc()
+    else:
+      sys.stderr.write(f'error: {errors.UserError(line)}\n')
+    _leave(code)
+
+
+def _last_words(error):
+  """Returns a line for the user, None for a mistake of ours, and a code."""
+  text = str(error)
+  if isinstance(error, errors.UserError):
+    return text, 2
+  if isinstance(error, OSError):  # A full disk, for one.
+    return text, 1
+  if isinstance(error, KeyboardInterrupt):
+    return 'interrupted; the same command continues', 130
+  if isinstance(error, MemoryError):
+    return f'{_MEMORY} ({text[:200]})', 1
+  if isinstance(error, RuntimeError):
+    if any(word in text for word in _NO_MEMORY):
+      return f'{_MEMORY} ({text[:200]})', 1
+    if 'Unable to initialize backend' in text:
+      return f'JAX_PLATFORMS: {text}', 2
+    if _is_one_of_several() and any(word in text for word in _NO_PROCESS):
+      return f'{_ALONE} ({text[:200]})', 1
+  return None, 1
+
+
+def _leave(code):
+  """Ends the program.
+
+  One of several does not wait for the others, as JAX would: they will miss it.
+  """
+  if not _is_one_of_several():
+    sys.exit(code)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.process_index() == 0:
+    # Whoever has the same to say should, before what connects them is gone.
+    time.sleep(_FAREWELL_SECONDS)
+  os._exit(code)
+
+
+def _is_one_of_several():
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -112,13 +149,3 @@ def _quiet():
       sys.__unraisablehook__(unraisable)
 
   sys.unraisablehook = report
-
-
-def _is_memory(error):
-  kinds = ('RESOURCE_EXHAUSTED', 'Out of memory')
-  return isinstance(error, MemoryError) or any(k in str(error) for k in kinds)
-
-
-def _line(error, code):
-  sys.stderr.write(f'error: {errors.UserError(error)}\n')
-  return code

@@ -59,7 +59,7 @@ def from_first(function: Callable[[], Any]) -> Any:
     function: what only the first process calls. It returns a JSON value.
 
   Raises:
-    errors.UserError: on all processes, when it does on the first.
+    errors.UserError: on all processes, when anything is raised on the first.
   """
   if jax.process_count() == 1:
     return function()
@@ -67,8 +67,8 @@ def from_first(function: Callable[[], Any]) -> Any:
   if is_first():
     try:
       message = {'value': function()}
-    except errors.UserError as error:
-      message = {'error': str(error)}
+    except Exception as error:  # The others must not wait for ever.
+      message = {'error': str(error) or repr(error)}
   data = np.frombuffer(json.dumps(message).encode(), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
   if not is_first():

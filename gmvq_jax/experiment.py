@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,23 +81,25 @@ class Experiment:
         self._numbers, key, images, self.config.ema_decay > 0
     )
 
-  def abstract_state(self, ema: bool | None = None) -> train_step.TrainState:
+  def abstract_state(
+      self, fields: dict[str, Any] | None = None
+  ) -> train_step.TrainState:
     """Returns the shapes and shardings of a state, for restoring one.
 
     Args:
-      ema: whether it has a moving average; by default, as configured.
+      fields: of the configuration it is of, where they differ from this one.
     """
-    if ema is None:
-      ema = self.config.ema_decay > 0
-    count = max(self.config.kmeans.images, 1)
-    shape = (count, *self.splits.train.shape[1:])
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    config = self.config.copy_and_resolve_references()
+    config.update(fields or {})
+    shape = self.splits.train.shape[1:]
+    init = programs.of(config, shape, self.num_steps).init
+    images = (max(config.kmeans.images, 1), *shape)
     state = jax.eval_shape(
-        lambda key, images: self._programs.init(
-            self._numbers, key, images, ema
+        lambda key, images: init(
+            self._numbers, key, images, config.ema_decay > 0
         ),
         jax.random.key(0),
-        images,
+        jax.ShapeDtypeStruct(images, jnp.uint8),
     )
     sharding = distributed.replicated(self.mesh)
     return jax.tree.map(
@@ -125,13 +129,24 @@ class Experiment:
   def evaluate(
       self, state: train_step.TrainState, split: str
   ) -> evaluate.Evaluation:
-    """Evaluates a split; see `evaluate.evaluate`."""
-    return evaluate.evaluate(
+    """Evaluates a split; see `evaluate.evaluate`.
+
+    Raises:
+      errors.DivergedError: when its error is not finite.
+    """
+    result = evaluate.evaluate(
         self._of_batches(self._programs.eval_step),
         state.eval_variables,
         getattr(self.splits, split),
         batch_size=self.config.eval_batch_size,
     )
+    mse = result.metrics['mse']
+    if not math.isfinite(mse):
+      raise errors.DivergedError(
+          f'step {state.step}: mse of the {split} split is {mse}; it must be'
+          ' finite'
+      )
+    return result
 
   def reconstruct(
       self, state: train_step.TrainState, images: np.ndarray

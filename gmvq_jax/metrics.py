@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import json
+import math
 import os
 import pathlib
 import time
@@ -36,7 +37,11 @@ class Writer:
   def write(
       self, step: int, metrics: dict[str, float], *, split: str | None = None
   ) -> None:
-    """Writes the metrics of a step, or of the evaluation of a split at it."""
+    """Writes the metrics of a step, or of the evaluation of a split at it.
+
+    What is not finite, and so no JSON, is left out.
+    """
+    metrics = {k: v for k, v in metrics.items() if math.isfinite(v)}
     record = {'step': step} | ({'split': split} if split else {}) | metrics
     self._file.write(json.dumps(record) + '\n')
     self._file.flush()

@@ -50,7 +50,7 @@ def gumbel(
 ) -> jax.Array:
   """Returns standard Gumbel noise, `[n, num_columns]`.
 
-  `-log(E)` with E exponential. E is exact to a relative 2^-24 down to its
+  `-log(E)` with E exponential. E is exact to a relative 2^-22 down to its
   least, 2^-32, so noise goes up to 22: the largest of 2^18 codes is no tie.
 
   Args:
@@ -86,9 +86,9 @@ def _uniform(seeds, num_columns, first_column, dtype):
   return jnp.minimum(odd, 1 - jnp.finfo(dtype).epsneg)
 
 
-# XLA's own logarithm minds zeros, infinities and NaNs, and costs a CPU twice as
-# much as this: of log(1 + x), what x - x^2 / 2 leaves, over x^3, fitted where
-# `_split` leaves x, to a relative 2^-25 of the logarithm.
+# XLA's own logarithm minds zeros, infinities and NaNs, at a cost. Here is what
+# x - x^2 / 2 leaves of log(1 + x), over x^3, fitted where `_split` leaves x, to
+# a relative 2^-24 of the logarithm.
 _LOG1P = (
     0.3333390951,
     -0.2500133812,

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import signal
+import sys
 from typing import Any
 from typing import NamedTuple
 
@@ -75,7 +76,9 @@ def run(
     try:
       return _run(experiment, path, checkpoints, test)
     finally:
-      checkpoints.close()
+      # What ends one process alone must not have it wait for the others.
+      if jax.process_count() == 1 or sys.exception() is None:
+        checkpoints.close()
 
 
 class _Outputs(NamedTuple):
@@ -166,7 +169,11 @@ def _init_from(experiment, state):
   """Takes the variables of another run's best checkpoint."""
   source = experiment.config.init_from
   fields = workdir_lib.read_config(source)
-  like = experiment.abstract_state(ema=bool(fields.get('ema_decay')))
+  # What else a state holds depends on these.
+  like = experiment.abstract_state({
+      field: fields.get(field, 0)
+      for field in ('ema_decay', 'clip_norm', 'skip_nonfinite')
+  })
   checkpoints = checkpoint.Checkpoints(pathlib.Path(source).expanduser())
   best = checkpoints.restore_best(like)[0].eval_variables
   # Copies, because a step donates every buffer of its state, once.
@@ -231,8 +238,6 @@ def _read(experiment, step, metrics, outputs):
     if not 0 < in_a_row <= experiment.config.skip_nonfinite:
       raise _diverged(step, values, outputs)
     outputs.display.line(f'step {step}: {values}; skipped')
-    # What is not finite is no JSON.
-    metrics = {k: v for k, v in metrics.items() if math.isfinite(v)}
   outputs.display.advance(step)
   every = experiment.config.log_every_steps
   if step % every == 0 or step in (1, experiment.num_steps):
@@ -285,7 +290,7 @@ def _stop_signals():
   A second Ctrl-C does what it always does. Of several processes all stop at the
   same step, once one has been told to.
   """
-  if jax.process_count() > 1:
+  if jax.distributed.is_initialized():
     # JAX watches for SIGTERM itself, and agrees on the step.
     interrupt = signal.signal(
         signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)

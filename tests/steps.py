@@ -26,7 +26,7 @@ METHODS = {
     'vqvae': {},
     'vqvae+l2': {},
     'vqvae+ema': {},
-    'vqvae+replace': {},
+    'vqvae+replace': {'replace_after': 1},
     'vqvae+affine': {},
     'vqvae+opt': {},
     'vqvae+frozen': {},

@@ -3,10 +3,13 @@
 import shutil
 
 import chex
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gmvq_jax import checkpoint
+from gmvq_jax import distributed
 from gmvq_jax import errors
 
 
@@ -126,6 +129,30 @@ def test_no_damage_to_the_newest_hides_the_others(tmp_path, damage):
   assert checkpoints.restore_best(state(0))[2] == 2
 
 
+def test_other_names_are_left_alone(tmp_path):
+  fill(tmp_path, [0.5]).close()
+  for name in ('\u00b2', '0007', 'notes', '-1'):
+    (tmp_path / 'checkpoints' / name).mkdir()
+  assert checkpoint.Checkpoints(tmp_path).steps == [1]
+
+
+def test_replicas_that_differ_are_saved_as_the_first(tmp_path):
+  """On devices whose rounding differs; what is written is what is sealed."""
+  mesh = distributed.data_mesh()
+  shards = [
+      jax.device_put(jnp.full((3,), 1 + 1e-6 * i), device)
+      for i, device in enumerate(jax.devices())
+  ]
+  array = jax.make_array_from_single_device_arrays(
+      (3,), distributed.replicated(mesh), shards
+  )
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(1, {'a': array}, {})
+  checkpoints.close()
+  restored, *_ = checkpoints.restore_latest({'a': array})
+  np.testing.assert_array_equal(restored['a'], 1)
+
+
 def test_a_step_that_is_there_is_not_saved_again(tmp_path):
   checkpoints = fill(tmp_path, [0.5])
   checkpoints.save(1, state(9), {}, {'mse': 0.1})
@@ -161,9 +188,14 @@ def replace(path, rng):
   path.write_bytes(rng.bytes(100))
 
 
+def nothing(path, rng):
+  del rng
+  path.write_text('null')
+
+
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.filterwarnings('ignore:coroutine')
-@pytest.mark.parametrize('damage', [flip, halve, delete, replace])
+@pytest.mark.parametrize('damage', [flip, halve, delete, replace, nothing])
 def test_no_damage_to_any_file_goes_unnoticed(tmp_path, rng, damage):
   """What is restored is what was saved, of the newest step or the one before.
 

@@ -46,7 +46,11 @@ def start(arguments, processes, devices):
 
 def finish(started):
   """Waits for processes; returns what each wrote, after checking its code."""
-  outputs = [process.communicate(timeout=500) for process in started]
+  try:
+    outputs = [process.communicate(timeout=500) for process in started]
+  finally:
+    for process in started:
+      process.kill()
   for process, (_, errors) in zip(started, outputs, strict=True):
     assert process.returncode == 0, errors
   return [output for output, _ in outputs]
@@ -104,18 +108,23 @@ def test_what_ends_one_process_ends_all_and_loses_nothing(tmp_path, arguments):
   finish(start(arguments('whole', **more), 2, 1))
   run = tmp_path / 'run'
 
-  def interrupt(number, step):
+  def interrupt(number):
+    """Sends a signal to the second process, when a step was logged."""
     started = start(arguments('run', **more), 2, 1)
     metrics = run / 'metrics.jsonl'
-    while not (metrics.exists() and f'"step": {step}' in metrics.read_text()):
+    before = metrics.read_text() if metrics.exists() else ''
+    while not (metrics.exists() and len(metrics.read_text()) > len(before)):
       assert started[0].poll() is None
       time.sleep(0.05)
     started[1].send_signal(number)
     return started
 
-  first, _ = finish(interrupt(signal.SIGTERM, 8))
+  stopped = interrupt(signal.SIGTERM)
+  since = time.monotonic()
+  first, _ = finish(stopped)
+  assert time.monotonic() - since < 120
   assert 'Stopped; saved step' in first
-  one, _ = interrupt(signal.SIGKILL, 40)
+  one, _ = interrupt(signal.SIGKILL)
   _, errors = one.communicate(timeout=200)
   assert one.returncode == 1
   last = errors.strip().splitlines()[-1]
@@ -124,6 +133,19 @@ def test_what_ends_one_process_ends_all_and_loses_nothing(tmp_path, arguments):
   finish(start(arguments('run', **more), 2, 1))
   sha256 = 'parameters_sha256'
   assert summary(run)[sha256] == summary(tmp_path / 'whole')[sha256]
+
+
+def test_what_one_process_cannot_write_ends_all(tmp_path, arguments):
+  """The first has a file where it wants a directory."""
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'tensorboard').write_text('')
+  first, second = start(arguments('run'), 2, 1)
+  _, errors = first.communicate(timeout=200)
+  assert first.returncode == 1
+  assert 'tensorboard' in errors.strip().splitlines()[-1]
+  assert 'Traceback' not in errors
+  second.communicate(timeout=200)
+  assert second.returncode != 0
 
 
 def test_a_mistake_stops_all_processes_with_its_line(arguments):

@@ -274,15 +274,18 @@ def test_a_run_has_a_report_before_its_end(name, tmp_path):
     results.report_workdir(str(tmp_path))
 
 
-def test_starting_from_averaged_parameters(name, tmp_path):
+def test_starting_from_a_state_of_another_kind(name, tmp_path):
   """With an average there and none here, and the other way round."""
-  for there, here in ((0.9, 0.0), (0.0, 0.9)):
+  averaged = {'ema_decay': 0.9}
+  for there, here in (
+      (averaged, {'clip_norm': 1.0, 'skip_nonfinite': 2}),
+      ({'skip_nonfinite': 1}, averaged),
+  ):
     first = tmp_path / f'first {there}'
-    summary = train.run(tiny.config(name, ema_decay=there), str(first))
+    summary = train.run(tiny.config(name, **there), str(first))
     config = tiny.config(
-        name, init_from=str(first), ema_decay=here, num_steps=1,
-        learning_rate=1e-12,
-    )  # fmt: skip
+        name, init_from=str(first), num_steps=1, learning_rate=1e-12, **here
+    )
     second = train.run(config, str(tmp_path / f'second {here}'))
     assert second['mse'] == pytest.approx(summary['mse'], rel=1e-3)
 
