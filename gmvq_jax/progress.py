@@ -38,6 +38,7 @@ class Display:
     self._since = None
     self._bar = None
     self._text = ''
+    self._warned = set()
     if sys.stdout.isatty() and not quiet:
       self._bar = Progress(
           BarColumn(),
@@ -85,6 +86,12 @@ class Display:
       self._bar.console.print(text, highlight=False, soft_wrap=True)
     elif not self._quiet:
       print(text, flush=True)
+
+  def warn(self, text: str, kind: str) -> None:
+    """Prints a line, unless there was one of its kind."""
+    if kind not in self._warned:
+      self._warned.add(kind)
+      self.line(text)
 
   def close(self) -> None:
     """Leaves the terminal as it was."""

@@ -29,6 +29,11 @@ from gmvq_jax import workdir as workdir_lib
 
 _LOGGER = logging.getLogger(__name__)
 _PICTURED = 32
+# Metrics of which nothing is left when something is amiss, and what that is.
+_ALIKE = {
+    'brightness_variance': 'all images of the batch are equally bright',
+    'latent_variance': 'all latents of the batch are the same',
+}
 
 
 def run(
@@ -238,6 +243,9 @@ def _read(experiment, step, metrics, outputs):
     if not 0 < in_a_row <= experiment.config.skip_nonfinite:
       raise _diverged(step, values, outputs)
     outputs.display.line(f'step {step}: {values}; skipped')
+  for name, what in _ALIKE.items():
+    if metrics.get(name, 1) < 1e-12:
+      outputs.display.warn(f'step {step}: {what}', what)
   outputs.display.advance(step)
   every = experiment.config.log_every_steps
   if step % every == 0 or step in (1, experiment.num_steps):

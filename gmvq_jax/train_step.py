@@ -64,8 +64,9 @@ def make_train_step(
   the global batch. The given state is donated.
 
   `metrics` are those of the quantizer, and of the batch `loss`, `mse`,
-  `reconstruction`, `perplexity`, `soft_perplexity`, `aggregated_entropy` (of
-  q(c), nats), `temperature`, `grad_norm`, and `param_norm` after the step.
+  `reconstruction`, `brightness_variance` (of the means of images),
+  `perplexity`, `soft_perplexity`, `aggregated_entropy` (of q(c), nats),
+  `temperature`, `grad_norm`, and `param_norm` after the step.
 
   Args:
     model: what is trained.
@@ -97,6 +98,7 @@ def make_train_step(
         'loss': loss,
         'reconstruction': jnp.mean(error),
         'mse': jnp.mean(losses.mse(decoded, images)),
+        'brightness_variance': jnp.var(jnp.mean(images, axis=(1, 2, 3))),
     }
     return loss, (variables, quantized, terms)
 

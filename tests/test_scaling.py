@@ -23,20 +23,24 @@ def compiled(batch_size, codes, dim, size, devices, **fields):
 
 
 @pytest.mark.parametrize(
-    'batch_size, codes, dim, size, devices',
+    'batch_size, codes, dim, size, devices, ema_decay',
     [
-        (64, 1024, 64, 32, 8),
-        (64, 1024, 64, 32, 2),
-        (16, 1000, 32, 64, 4),
+        (64, 1024, 64, 32, 8, 0.0),
+        (64, 1024, 64, 32, 2, 0.9),
+        (16, 1000, 32, 64, 4, 0.0),
     ],
 )
-def test_the_formulas(batch_size, codes, dim, size, devices):
-  config, program = compiled(batch_size, codes, dim, size, devices)
+def test_the_formulas(batch_size, codes, dim, size, devices, ema_decay):
+  config, program = compiled(
+      batch_size, codes, dim, size, devices, ema_decay=ema_decay
+  )
   expected = scaling.predicted(config, size, devices)
   memory = program.memory_analysis()
   # What is donated is the state.
   assert memory.alias_size_in_bytes == expected['state']
-  assert sum(scaling.sent(program.as_text()).values()) == expected['sent']
+  sent = sum(scaling.sent(program.as_text()).values())
+  # XLA may send a sum or two more, or less.
+  assert sent == pytest.approx(expected['sent'], rel=1e-4)
   temporaries = memory.temp_size_in_bytes
   assert temporaries == pytest.approx(expected['temporaries'], rel=0.15)
 
