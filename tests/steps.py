@@ -1,7 +1,7 @@
 """Steps of training from one start, on whatever devices there are.
 
-`python tests/steps.py OUTPUT.npz one|many` is one of several processes that take them
-together; `test_devices.py` compares.
+`python tests/steps.py OUTPUT.npz one|many` is one of several processes that
+take them together; `test_devices.py` compares.
 """
 
 import sys
