@@ -1,11 +1,13 @@
 """Checkpoints: latest and best, damage, and foreign ones."""
 
+import errno
 import shutil
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from gmvq_jax import checkpoint
@@ -127,6 +129,23 @@ def test_no_damage_to_the_newest_hides_the_others(tmp_path, damage):
   checkpoints = checkpoint.Checkpoints(tmp_path)
   assert checkpoints.steps == [4, 3, 2]
   assert checkpoints.restore_best(state(0))[2] == 2
+
+
+def test_a_disk_that_is_read_only_by_now(tmp_path, monkeypatch):
+  """One line, and the checkpoint before stays good."""
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(1, state(1), {})
+  checkpoints.wait()
+
+  def refuse(*args, **kwargs):
+    raise OSError(errno.EROFS, 'Read-only file system')
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', refuse)
+  with pytest.raises(errors.UserError, match='cannot be written.*Read-only'):
+    checkpoints.save(2, state(2), {})
+  restored, _, step = checkpoints.restore_latest(state(0))
+  assert step == 1
+  chex.assert_trees_all_equal(restored, state(1))
 
 
 def test_other_names_are_left_alone(tmp_path):
