@@ -70,12 +70,7 @@ def compile_step(config, image_size, num_devices):
     image_size: H = W, of three channels.
     num_devices: that share a batch of `config.batch_size`.
   """
-  mesh = jax.make_mesh(
-      (num_devices,),
-      (distributed.AXIS,),
-      axis_types=(jax.sharding.AxisType.Auto,),
-      devices=jax.devices()[:num_devices],
-  )
+  mesh = distributed.data_mesh(num_devices)
   whole, divided = distributed.replicated(mesh), distributed.batched(mesh)
   model, optimizer, _ = programs.build(
       config, programs.numbers_of(config), 3, 1000

@@ -1,8 +1,8 @@
 """Checkpoints: the last two, and the best on validation.
 
 Beside a state lies its record: a place in the data, a metric, and the digests
-that show whether either has changed since. Orbax notices missing files, and not
-every flipped bit.
+that show whether either has changed since: Orbax would take whole arrays of
+another step for this one's.
 """
 
 from collections.abc import Iterable

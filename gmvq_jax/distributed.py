@@ -86,11 +86,16 @@ def on_all(flag: bool) -> bool:
   return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def data_mesh() -> Mesh:
-  """Returns all devices along one axis, over which batches are divided."""
+def data_mesh(num_devices: int | None = None) -> Mesh:
+  """Returns the first devices along one axis, over which batches are divided.
+
+  Args:
+    num_devices: how many; all by default.
+  """
+  devices = jax.devices()[:num_devices]
   # Under the default, Explicit, indexing a codebook by sharded codes raises.
   return jax.make_mesh(
-      (jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,)
+      (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
   )
 
 

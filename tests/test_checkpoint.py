@@ -105,7 +105,14 @@ def test_a_foreign_one_is_refused(tmp_path, foreign):
   assert steps(tmp_path) == [1]
 
 
+def swap(step):
+  """Gives a checkpoint the arrays of the one before."""
+  shutil.rmtree(step / 'state')
+  shutil.copytree(step.with_name('2') / 'state', step / 'state')
+
+
 DAMAGES = {
+    'arrays of another': swap,
     'no arrays': lambda step: shutil.rmtree(step / 'state'),
     'no record': lambda step: shutil.rmtree(step / 'record'),
     'nothing': lambda step: (shutil.rmtree(step), step.mkdir()),

@@ -6,21 +6,11 @@ import socket
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import steps
 
 from gmvq_jax import distributed
-
-
-def mesh_of(count):
-  return jax.make_mesh(
-      (count,),
-      (distributed.AXIS,),
-      axis_types=(jax.sharding.AxisType.Auto,),
-      devices=jax.devices()[:count],
-  )
 
 
 def check(actual, expected, tolerance):
@@ -41,16 +31,18 @@ def check(actual, expected, tolerance):
 )
 def test_one_step(method, count):
   one, more = (
-      steps.flat(steps.one(method, mesh_of(n))) for n in (1, count)
+      steps.flat(steps.one(method, distributed.data_mesh(n)))
+      for n in (1, count)
   )
   check(more, one, 1e-5)
 
 
 @pytest.mark.parametrize('method', steps.METHODS)
 def test_one_and_twenty_steps_in_float64(method):
-  expected = steps.flat(steps.many(method, mesh_of(1)))
+  expected = steps.flat(steps.many(method, distributed.data_mesh(1)))
   for count in (2, 4, 8):
-    check(steps.flat(steps.many(method, mesh_of(count))), expected, 1e-6)
+    actual = steps.flat(steps.many(method, distributed.data_mesh(count)))
+    check(actual, expected, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +77,7 @@ def test_two_processes_of_two_devices(tmp_path, take, tolerance):
     _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
   actual = np.load(tmp_path / 'steps.npz')
-  mesh = mesh_of(4)
+  mesh = distributed.data_mesh(4)
   for method in steps.METHODS:
     expected = {
         f'{method}: {name}': value
