@@ -1,6 +1,7 @@
 """Checkpoints: latest and best, damage, and foreign ones."""
 
 import errno
+import re
 import shutil
 
 import chex
@@ -111,7 +112,16 @@ def swap(step):
   shutil.copytree(step.with_name('2') / 'state', step / 'state')
 
 
+def move(step):
+  """Gives a checkpoint another place in the data."""
+  path = step / 'record' / 'metadata'
+  changed = re.sub(r'"n": ?3', '"n": 7', path.read_text())
+  assert changed != path.read_text()
+  path.write_text(changed)
+
+
 DAMAGES = {
+    'another place': move,
     'arrays of another': swap,
     'no arrays': lambda step: shutil.rmtree(step / 'state'),
     'no record': lambda step: shutil.rmtree(step / 'record'),
@@ -126,8 +136,9 @@ def test_no_damage_to_the_newest_hides_the_others(tmp_path, damage):
   fill(tmp_path, [0.3, 0.2, 0.1]).close()
   damage(tmp_path / 'checkpoints' / '3')
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  restored, _, step = checkpoints.restore_latest(state(0))
+  restored, place, step = checkpoints.restore_latest(state(0))
   assert step in (2, 3)
+  assert place == {'n': step}
   chex.assert_trees_all_equal(restored, state(step))
   chex.assert_trees_all_equal(*checkpoints.restore_best(state(0))[:1], state(2))
   checkpoints.save(3, state(3), {})
