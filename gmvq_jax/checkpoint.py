@@ -115,15 +115,27 @@ class Checkpoints:
     Raises:
       errors.UserError: when there is none that can be read.
     """
-    steps = self.steps
-    if not steps:
-      raise errors.UserError(
-          f'{self._directory}: there is no checkpoint yet; train first'
-      )
+    steps = self._some_steps()
     ranks = distributed.from_first(lambda: list(map(self._rank, steps)))
     rank = dict(zip(steps, ranks, strict=True))
     steps.sort(key=lambda s: (math.isnan(rank[s]), rank[s], -s))
     return self._restore_first(steps, like)
+
+  def some_place(self) -> Any:
+    """Returns the place of the newest checkpoint whose record can be read.
+
+    Raises:
+      errors.UserError: when there is none.
+    """
+    steps = self._some_steps()
+
+    def read():
+      for step in steps:
+        with contextlib.suppress(Exception):  # `restore_best` will name it.
+          return self._record(step)['place']
+      raise self._unreadable()
+
+    return distributed.from_first(read)
 
   def wait(self) -> None:
     """Waits until everything is written.
@@ -200,7 +212,18 @@ class Checkpoints:
         )
       if distributed.on_all(restored is not None):
         return restored
-    raise errors.UserError(
+    raise self._unreadable()
+
+  def _some_steps(self):
+    steps = self.steps
+    if not steps:
+      raise errors.UserError(
+          f'{self._directory}: there is no checkpoint yet; train first'
+      )
+    return steps
+
+  def _unreadable(self):
+    return errors.UserError(
         f'{self._directory}: none of its checkpoints can be read; give another'
         ' work directory'
     )

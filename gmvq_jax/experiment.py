@@ -91,16 +91,7 @@ class Experiment:
     """
     config = self.config.copy_and_resolve_references()
     config.update(fields or {})
-    shape = self.splits.train.shape[1:]
-    init = programs.of(config, shape, self.num_steps).init
-    images = (max(config.kmeans.images, 1), *shape)
-    state = jax.eval_shape(
-        lambda key, images: init(
-            self._numbers, key, images, config.ema_decay > 0
-        ),
-        jax.random.key(0),
-        jax.ShapeDtypeStruct(images, jnp.uint8),
-    )
+    state = programs.abstract_state(config, self.splits.train.shape[-1])
     sharding = distributed.replicated(self.mesh)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -165,19 +156,20 @@ class Experiment:
     return jax.device_get((decoded, quantized.codes))
 
   @functools.cached_property
-  def origin(self) -> dict[str, str]:
-    """What a checkpoint comes from: digests of its configuration and data."""
+  def origin(self) -> dict[str, Any]:
+    """What a checkpoint comes from: its images' shape, and two digests."""
     digest = hashlib.sha256()
     for images in self.splits:
       few = np.linspace(0, len(images) - 1, _IDENTIFYING).astype(int)
       digest.update(np.ascontiguousarray(images[few]))
     counts = '+'.join(str(len(images)) for images in self.splits)
     return {
+        'image_shape': list(self.splits.train.shape[1:]),
         'config': config_lib.digest(self.config),
         'data': f'{counts} images {digest.hexdigest()[:12]}',
     }
 
-  def check_origin(self, origin: dict[str, str]) -> None:
+  def check_origin(self, origin: dict[str, Any]) -> None:
     """Checks that a checkpoint comes from this configuration and data.
 
     Args:

@@ -131,6 +131,27 @@ def build(
   return Parts(model, optimizer, learning_rate)
 
 
+def abstract_state(
+    config: ConfigDict, channels: int
+) -> train_step_lib.TrainState:
+  """Returns the shapes and types of a state, as `jax.ShapeDtypeStruct`.
+
+  Args:
+    config: of its run.
+    channels: of the images. It does not depend on their size, nor on the
+      number of steps.
+  """
+  model, optimizer, _ = build(config, numbers_of(config), channels, 1)
+  side = 2**config.network.num_downsamplings
+  return jax.eval_shape(
+      lambda key, images: train_step_lib.init_state(
+          key, model, optimizer, images, kmeans=False, ema=config.ema_decay > 0
+      ),
+      jax.random.key(0),
+      jax.ShapeDtypeStruct((1, side, side, channels), jnp.uint8),
+  )
+
+
 def of(
     config: ConfigDict, image_shape: tuple[int, int, int], num_steps: int
 ) -> Programs:
