@@ -1,5 +1,8 @@
 """GM-VQ and vector quantization in JAX: pure functions and Flax modules."""
 
+import importlib
+from typing import Any
+
 from gmvq_jax.albo import Albo
 from gmvq_jax.albo import albo
 from gmvq_jax.albo import kl_to_uniform
@@ -33,15 +36,20 @@ from gmvq_jax.quantizers import with_frozen_codebook
 from gmvq_jax.quantizers import with_l2_normalization
 from gmvq_jax.quantizers import with_replacement
 
+# What reads and writes files is imported when it is used.
+_LAZY = {'Tokenizer': 'gmvq_jax.tokenizer', 'codes': 'gmvq_jax.codes'}
+
 __all__ = [
     'Albo',
     'Latents',
     'Quantized',
     'Quantizer',
+    'Tokenizer',
     'VectorQuantizer',
     'aggregated_posterior',
     'albo',
     'code_counts',
+    'codes',
     'component_variance',
     'fsq',
     'gmvq',
@@ -67,3 +75,10 @@ __all__ = [
     'with_l2_normalization',
     'with_replacement',
 ]
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _LAZY:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = importlib.import_module(_LAZY[name])
+  return getattr(module, name, module)

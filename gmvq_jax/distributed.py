@@ -92,11 +92,12 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
   Args:
     num_devices: how many; all by default.
   """
-  devices = jax.devices()[:num_devices]
-  # Under the default, Explicit, indexing a codebook by sharded codes raises.
-  return jax.make_mesh(
-      (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
-  )
+  return _mesh(jax.devices()[:num_devices])
+
+
+def local_mesh() -> Mesh:
+  """Returns the devices of this process, for what each process does alone."""
+  return _mesh(jax.local_devices())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -122,4 +123,11 @@ def divide(tree: Any, mesh: Mesh) -> Any:
           x.shape, sharding, lambda index: x[index]
       ),
       tree,
+  )
+
+
+def _mesh(devices):
+  # Under the default, Explicit, indexing a codebook by sharded codes raises.
+  return jax.make_mesh(
+      (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
   )

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from gmvq_jax import autoencoder
+from gmvq_jax import bits
 from gmvq_jax import codebook as codebook_lib
 from gmvq_jax import data
 from gmvq_jax import distributed
@@ -195,17 +196,15 @@ def summarise(
   }
   metrics |= {
       'psnr': float(-10 * np.log10(max(metrics['mse'], 1e-10))),
-      'perplexity': np.mean([2 ** _bits(s['hard_counts']) for s in full]),
-      'soft_perplexity': np.mean([2 ** _bits(s['soft_counts']) for s in full]),
-      'split_perplexity': 2 ** _bits(hard),
-      'split_soft_perplexity': 2 ** _bits(soft),
+      'perplexity': np.mean([_perplexity(s['hard_counts']) for s in full]),
+      'soft_perplexity': np.mean([_perplexity(s['soft_counts']) for s in full]),
+      'split_perplexity': _perplexity(hard),
+      'split_soft_perplexity': _perplexity(soft),
       'codes_used': np.mean(hard > 0),
-      'bits_per_image': hard.sum() / count * _bits(hard),
+      'bits_per_image': hard.sum() / count * bits.entropy(hard),
   }
   return {key: float(value) for key, value in sorted(metrics.items())}
 
 
-def _bits(counts):
-  """Returns the entropy of counts `[C]`, in bits."""
-  share = counts[counts > 0] / counts.sum()
-  return -np.sum(share * np.log2(share))
+def _perplexity(counts):
+  return 2 ** bits.entropy(counts)

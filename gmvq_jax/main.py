@@ -1,12 +1,10 @@
-"""The command line.
+r"""The command line.
 
     python -m gmvq_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
     python -m gmvq_jax.main --mode=evaluate --workdir=runs/cifar10
-    python -m gmvq_jax.main --mode=report --workdir=runs/cifar10
+    python -m gmvq_jax.main --mode=encode --workdir=runs/cifar10 \
+        --input=cifar10:train --output=codes/train
 """
-
-import json
-import pathlib
 
 from absl import flags
 from ml_collections import config_flags
@@ -14,8 +12,7 @@ from ml_collections import config_flags
 from gmvq_jax import command_line
 from gmvq_jax import distributed
 from gmvq_jax import errors
-from gmvq_jax import results
-from gmvq_jax import train
+from gmvq_jax import modes
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -23,7 +20,10 @@ _CONFIG = config_flags.DEFINE_config_file(
     ' are set with --config.FIELD=VALUE, after it.',
 )
 _WORKDIR = flags.DEFINE_string(
-    'workdir', '', 'The directory of the run; made if there is none.'
+    'workdir',
+    '',
+    'The directory of the run; made if there is none. For encode, decode and'
+    ' reconstruct it may be an exported tokenizer.',
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
     'distributed',
@@ -33,10 +33,41 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'report'],
-    'train: start a run, or continue the one in --workdir. evaluate: print the'
-    ' test metrics of the best checkpoint in --workdir. report: write its'
-    ' report.html anew.',
+    list(modes.MODES),
+    '; '.join(f'{name}: {mode.help}' for name, mode in modes.MODES.items()),
+)
+_INPUT = flags.DEFINE_string(
+    'input',
+    '',
+    'encode and reconstruct: folder:PATH, array:PATH.npy, array:PATH.npz:ARRAY'
+    ' or DATASET:SPLIT. decode: what encode wrote.',
+)
+_OUTPUT = flags.DEFINE_string(
+    'output',
+    '',
+    'encode: a folder, or a .npz for a small set. decode: a folder, or a .png'
+    ' for a contact sheet. reconstruct: a .html. export: a folder.',
+)
+_PACKED = flags.DEFINE_boolean(
+    'packed', False, 'encode: store log2(C) bits a code instead of whole bytes.'
+)
+_LIMIT = flags.DEFINE_integer(
+    'limit',
+    0,
+    'decode and reconstruct: only so many images, the first.',
+    lower_bound=0,
+)
+_CROP = flags.DEFINE_integer(
+    'crop',
+    None,
+    'encode and reconstruct: as data.crop; by default as in training.',
+    lower_bound=0,
+)
+_SIZE = flags.DEFINE_integer(
+    'size',
+    None,
+    'encode and reconstruct: as data.size; by default as in training.',
+    lower_bound=0,
 )
 
 
@@ -44,31 +75,12 @@ def main(argv: list[str]) -> None:
   """Dispatches to the mode."""
   if len(argv) > 1:
     raise errors.UserError(f'{argv[1]!r}: unexpected; flags begin with --')
-  if _MODE.value == 'train' and _CONFIG.value is None:
-    raise errors.UserError(
-        '--config is missing; give a file, such as --config=configs/cifar10.py'
-    )
-  if not _WORKDIR.value:
-    raise errors.UserError('--workdir is missing; give a directory for the run')
+  given = (_CONFIG, _WORKDIR, _INPUT, _OUTPUT, _PACKED, _LIMIT, _CROP, _SIZE)
+  options = modes.Options(*(flag.value for flag in given))
+  modes.check(_MODE.value, options)
   if _DISTRIBUTED.value:
     distributed.initialize()
-  workdir, report = _WORKDIR.value, None
-  if _MODE.value == 'evaluate':
-    _print(results.evaluate_workdir(workdir))
-  elif _MODE.value == 'report':
-    report = results.report_workdir(workdir)
-  else:
-    summary = train.run(_CONFIG.value, workdir)
-    if summary is not None:
-      _print(summary)
-      report = pathlib.Path(workdir).expanduser().resolve() / 'report.html'
-  if report and report.exists() and distributed.is_first():
-    print(f'Report: {report}')
-
-
-def _print(summary):
-  if distributed.is_first():
-    print(json.dumps(summary, indent=2, sort_keys=True))
+  modes.MODES[_MODE.value].run(options)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Pictures of what a model does, as uint8 `[H, W, 3]`."""
 
 import io
+import math
 import pathlib
 
 import numpy as np
@@ -36,6 +37,25 @@ def comparison(
   grid = pairs.reshape(n // columns, columns, two, height, width, channels)
   grid = grid.transpose(0, 2, 3, 1, 4, 5)
   return _colour(grid.reshape(-1, columns * width, channels))
+
+
+def sheet(images: np.ndarray) -> np.ndarray:
+  """Lays uint8 `[N, H, W, channels]` out in about as many rows as columns.
+
+  Returns:
+    uint8 `[height, width, 3]`, on white, two pixels between images.
+  """
+  columns = math.ceil(math.sqrt(len(images)))
+  missing = -len(images) % columns
+  images = np.pad(
+      images,
+      [(0, missing), (0, _GAP), (0, _GAP), (0, 0)],
+      constant_values=255,
+  )
+  n, height, width, channels = images.shape
+  grid = images.reshape(n // columns, columns, height, width, channels)
+  grid = grid.swapaxes(1, 2).reshape(-1, columns * width, channels)
+  return _colour(grid[:-_GAP, :-_GAP])
 
 
 def strip(images: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """How far long work is: a bar in a terminal, lines of text elsewhere."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Sequence
 import sys
 import time
 from typing import Any
@@ -106,33 +106,52 @@ class Display:
     return f'{rate:.0f} images/s  {clock(left)} left'
 
 
-def track(items: Sequence[Any], text: str) -> Iterator[Any]:
+def track(
+    items: Iterable[Any],
+    text: str,
+    *,
+    total: int | None = None,
+    images_per_item: int = 0,
+) -> Iterator[Any]:
   """Yields items, showing on standard error which share of them is done.
 
   Args:
     items: of about the same work each.
     text: what is being done.
+    total: how many there are; their length by default.
+    images_per_item: to show how many images there are each second.
   """
+  total = len(items) if total is None else total
   console = Console(stderr=True)
   if not console.is_terminal:
-    yield from _track_in_lines(items, text, console)
+    yield from _track_in_lines(items, text, total, images_per_item, console)
     return
   columns = TextColumn('{task.description}'), BarColumn(), TimeRemainingColumn()
+  start = time.monotonic()
   with Progress(*columns, console=console, transient=True) as bar:
-    yield from bar.track(items, description=text)
+    task = bar.add_task(text, total=total)
+    for done, item in enumerate(items, start=1):
+      yield item
+      rate = _rate(done * images_per_item, time.monotonic() - start)
+      bar.update(task, completed=done, description=f'{text}{rate}')
 
 
-def _track_in_lines(items, text, console):
+def _track_in_lines(items, text, total, images_per_item, console):
   """Says nothing of what takes less than a few seconds."""
   start = said = time.monotonic()
   for done, item in enumerate(items):
     now = time.monotonic()
-    if now - said > _SECONDS_PER_LINE:
+    if now - said > _SECONDS_PER_LINE and done:
       said = now
-      left = (now - start) * (len(items) - done) / done
-      line = f'{text}: {done / len(items):.0%}, {clock(left)} left'
+      left = (now - start) * (total - done) / done
+      rate = _rate(done * images_per_item, now - start)
+      line = f'{text}: {done / total:.0%}{rate}, {clock(left)} left'
       console.print(line, highlight=False, soft_wrap=True)
     yield item
+
+
+def _rate(images, seconds):
+  return f', {images / seconds:.0f} images/s' if images and seconds else ''
 
 
 def clock(seconds: float) -> str:

@@ -96,7 +96,7 @@ def template(name: str) -> jinja2.Template:
   """Returns a page of `templates/`, with filters for pictures and numbers."""
   environment = jinja2.Environment(
       loader=jinja2.PackageLoader('gmvq_jax'),
-      autoescape=True,
+      autoescape=jinja2.select_autoescape(),
       trim_blocks=True,
       lstrip_blocks=True,
       undefined=jinja2.StrictUndefined,

@@ -88,18 +88,11 @@ def write_report(
       reconstructions=pictures.to_uint8(decoded),
       code_counts=result.code_counts,
   )
-  patches = anchors.patches_of(config, splits.test.shape[1:])
   contents = report.Contents(
       config=config.to_dict(),
       metrics=result.summary,
       images_per_second=images_per_second,
-      anchors=anchors.compute(
-          splits,
-          config.data.name,
-          patches.bits,
-          patches,
-          batch_size=config.eval_batch_size,
-      ),
+      anchors=_anchors(experiment),
       records=metrics_lib.read(path),
       images=images,
       reconstructions=decoded,
@@ -124,6 +117,17 @@ def evaluate_workdir(workdir: str) -> dict[str, Any]:
   return evaluate_best(experiment, checkpoints).summary
 
 
+def assess_workdir(workdir: str) -> dict[str, Any]:
+  """Returns the test `metrics` of a run's best checkpoint, and the `anchors`.
+
+  Raises:
+    errors.UserError: as `evaluate_workdir`.
+  """
+  experiment, checkpoints, _ = _open(workdir)
+  metrics = evaluate_best(experiment, checkpoints).summary
+  return {'metrics': metrics, 'anchors': _anchors(experiment)}
+
+
 def report_workdir(workdir: str) -> pathlib.Path:
   """Writes the report of a run anew, and returns where it is.
 
@@ -137,6 +141,18 @@ def report_workdir(workdir: str) -> pathlib.Path:
   done = workdir_lib.read_json(path / 'summary.json') or {}
   write_report(experiment, path, result, done.get('images_per_second'))
   return path / 'report.html'
+
+
+def _anchors(experiment):
+  config, splits = experiment.config, experiment.splits
+  patches = anchors.patches_of(config, splits.test.shape[1:])
+  return anchors.compute(
+      splits,
+      config.data.name,
+      patches.bits,
+      patches,
+      batch_size=config.eval_batch_size,
+  )
 
 
 def _open(workdir):

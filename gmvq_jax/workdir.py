@@ -24,14 +24,18 @@ from ml_collections import ConfigDict
 from gmvq_jax import errors
 
 
-def create(path: str) -> pathlib.Path:
+def create(path: str, flag: str = 'workdir') -> pathlib.Path:
   """Makes the directory if need be.
+
+  Args:
+    path: of the directory.
+    flag: that gave it, for the user.
 
   Raises:
     errors.UserError: when there is no path, or it cannot be written to.
   """
   if not path:
-    raise errors.UserError('--workdir is missing; give a directory for the run')
+    raise errors.UserError(f'--{flag} is missing; give a directory for the run')
   try:
     workdir = pathlib.Path(path).expanduser().resolve()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -40,7 +44,7 @@ def create(path: str) -> pathlib.Path:
   except (OSError, RuntimeError) as error:  # The latter of `~nobody`.
     reason = getattr(error, 'strerror', error)
     raise errors.UserError(
-        f'--workdir={path}: cannot be written to ({reason}); give a directory'
+        f'--{flag}={path}: cannot be written to ({reason}); give a directory'
         ' that can'
     ) from error
   return workdir
@@ -58,7 +62,7 @@ def lock(workdir: pathlib.Path):
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
       raise errors.UserError(
-          f'--workdir={workdir}: another run is using it; wait for it to end or'
+          f'{workdir}: another run is using it; wait for it to end or'
           ' give another directory'
       ) from error
     yield

@@ -8,5 +8,6 @@ from gmvq_jax.data.loading import load
 from gmvq_jax.data.pipeline import batches
 from gmvq_jax.data.sources import Images
 from gmvq_jax.data.sources import Lazy
+from gmvq_jax.data.sources import fingerprint
 
-__all__ = ['Images', 'Lazy', 'Splits', 'batches', 'load']
+__all__ = ['Images', 'Lazy', 'Splits', 'batches', 'fingerprint', 'load']

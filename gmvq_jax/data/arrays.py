@@ -20,6 +20,40 @@ def load(path: pathlib.Path) -> tuple[sources.Images, ...]:
     errors.UserError: for a file that is not there, cannot be read, or holds
       something else.
   """
+  loaded = _open(path)
+  if isinstance(loaded, np.ndarray):
+    return _divide(check(loaded, path))
+  if set(loaded) != set(_SPLITS):
+    raise errors.UserError(
+        f'data.name=array:{path}: holds the arrays {sorted(loaded)}; a .npz'
+        f' must hold exactly {", ".join(_SPLITS)}'
+    )
+  return tuple(check(loaded[split], path) for split in _SPLITS)
+
+
+def load_whole(name: str) -> np.ndarray:
+  """Returns the images of `PATH.npy`, or of an array in it, `PATH.npz:ARRAY`.
+
+  Those of a `.npy` are not read before they are needed.
+
+  Raises:
+    errors.UserError: as `load`.
+  """
+  path, _, array = name.partition('.npz:')
+  path = pathlib.Path(f'{path}.npz' if array else path).expanduser()
+  loaded = _open(path)
+  if isinstance(loaded, np.ndarray):
+    return check(loaded, path)
+  if array not in loaded:
+    raise errors.UserError(
+        f'array:{name}: which array? there are {", ".join(sorted(loaded))};'
+        f' such as array:{path}:{min(loaded, default="images")}'
+    )
+  return check(loaded[array], path)
+
+
+def _open(path):
+  """Returns the array of a `.npy`, or a dict of those of a `.npz`."""
   if not path.is_file():
     raise errors.UserError(
         f'data.name=array:{path}: there is no such file; give a .npy or .npz'
@@ -28,20 +62,12 @@ def load(path: pathlib.Path) -> tuple[sources.Images, ...]:
   try:
     mapped = 'r' if path.suffix == '.npy' else None
     loaded = np.load(path, mmap_mode=mapped, allow_pickle=False)
-    arrays = None if isinstance(loaded, np.ndarray) else dict(loaded)
+    return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
   except Exception as error:
     raise errors.UserError(
         f'data.name=array:{path}: cannot be read as a .npy or .npz file'
         f' ({error})'
     ) from error
-  if arrays is None:
-    return _divide(check(loaded, path))
-  if set(arrays) != set(_SPLITS):
-    raise errors.UserError(
-        f'data.name=array:{path}: holds the arrays {sorted(arrays)}; a .npz'
-        f' must hold exactly {", ".join(_SPLITS)}'
-    )
-  return tuple(check(arrays[split], path) for split in _SPLITS)
 
 
 def check(images: np.ndarray, where: object) -> np.ndarray:

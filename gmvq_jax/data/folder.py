@@ -43,12 +43,36 @@ def load(
       sub-folders for only some splits, images that differ in size after
       cropping and resizing, and, unless `skip_bad`, one that cannot be used.
   """
+  splits = _splits(path)
+  parts = _divide(path, _usable_files(path, splits, shape, skip_bad), splits)
+  return tuple(_lazy(part, shape) for part in parts.values())
+
+
+def load_whole(
+    path: pathlib.Path, shape: pixels.Shape, *, skip_bad: bool
+) -> tuple[sources.Lazy, tuple[str, ...]]:
+  """Returns all images of a folder, and their paths within it, sorted.
+
+  Args:
+    path: of the folder.
+    shape: what images are made to be.
+    skip_bad: see `load`.
+
+  Raises:
+    errors.UserError: as `load`.
+  """
+  files = _usable_files(path, (), shape, skip_bad)
+  names = tuple(file.relative_to(path).as_posix() for file in files)
+  return _lazy(files, shape), names
+
+
+def _usable_files(path, splits, shape, skip_bad):
+  """Returns the files of a folder, or of some sub-folders, that can be used."""
   name = f'folder:{path}'
   if not path.is_dir():
     raise errors.UserError(
         f'data.name={name}: there is no such folder; give one that holds images'
     )
-  splits = _splits(name, path)
   files = _find(path, splits)
   if not files:
     raise errors.UserError(
@@ -61,9 +85,7 @@ def load(
   bad = [i for i, (*_, reason) in enumerate(checked) if reason]
   for i, again in zip(bad, _check([files[i] for i in bad], shape), strict=True):
     checked[i] = again
-  good = _usable(name, files, checked, skip_bad)
-  parts = _divide(name, path, good, splits)
-  return tuple(_lazy(part, shape) for part in parts.values())
+  return _usable(name, files, checked, skip_bad)
 
 
 def _lazy(files, shape):
@@ -154,18 +176,18 @@ def _usable(name, files, checked, skip_bad):
   return [f for f, (*_, r) in zip(files, checked, strict=True) if not r]
 
 
-def _splits(name, path):
+def _splits(path):
   """Returns the names of the sub-folders of splits, if there are any."""
   present = [split for split in _SPLITS if (path / split).is_dir()]
   if 0 < len(present) < len(_SPLITS):
     raise errors.UserError(
-        f'data.name={name}: has sub-folders {", ".join(present)}; it must have'
-        f' all of {", ".join(_SPLITS)}, or none of them'
+        f'data.name=folder:{path}: has sub-folders {", ".join(present)}; it'
+        f' must have all of {", ".join(_SPLITS)}, or none of them'
     )
   return present
 
 
-def _divide(name, path, files, splits):
+def _divide(path, files, splits):
   """Returns the files of each split."""
   parts = {split: [] for split in _SPLITS}
   for file in files:
@@ -174,9 +196,9 @@ def _divide(name, path, files, splits):
   empty = [split for split, part in parts.items() if not part]
   if empty and not splits:
     raise errors.UserError(
-        f'data.name={name}: its {len(files)} images are divided by a hash of'
-        f' their names, which leaves none for {", ".join(empty)}; give more'
-        f' images, or sub-folders {", ".join(_SPLITS)}'
+        f'data.name=folder:{path}: its {len(files)} images are divided by a'
+        f' hash of their names, which leaves none for {", ".join(empty)}; give'
+        f' more images, or sub-folders {", ".join(_SPLITS)}'
     )
   return parts
 

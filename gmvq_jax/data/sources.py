@@ -17,6 +17,7 @@ from gmvq_jax import progress
 
 _LOGGER = logging.getLogger(__name__)
 _READ_AT_ONCE = 1024
+_IDENTIFYING = 64
 
 
 class Lazy:
@@ -72,6 +73,16 @@ class Lazy:
 
 
 Images = np.ndarray | Lazy
+
+
+def fingerprint(*parts: Images) -> str:
+  """Returns how many images there are, and a digest of some of each part."""
+  digest = hashlib.sha256()
+  for images in parts:
+    few = np.linspace(0, len(images) - 1, _IDENTIFYING).astype(int)
+    digest.update(np.ascontiguousarray(images[few]))
+  counts = '+'.join(str(len(images)) for images in parts)
+  return f'{counts} images {digest.hexdigest()[:12]}'
 
 
 def read_all(images: Images, name: str) -> np.ndarray:

@@ -1,0 +1,90 @@
+"""Whole sets of images with a name for each, for what is done with all."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+from gmvq_jax import errors
+from gmvq_jax.data import arrays
+from gmvq_jax.data import cifar10
+from gmvq_jax.data import folder
+from gmvq_jax.data import photographs
+from gmvq_jax.data import pixels
+from gmvq_jax.data import sources
+from gmvq_jax.data import tfds
+
+FORMS = 'folder:PATH, array:PATH.npy, array:PATH.npz:ARRAY or DATASET:SPLIT'
+_PHOTOGRAPHS = ('train', 'validation', 'test')
+
+
+class NamedImages(NamedTuple):
+  """Images, and what they are called.
+
+  Attributes:
+    images: read as they are asked for.
+    prefix: of the names that are numbers.
+    files: the names, of images that have their own; empty for others.
+  """
+
+  images: sources.Images
+  prefix: str = ''
+  files: tuple[str, ...] = ()
+
+  def name(self, index: int) -> str:
+    """Returns the name of an image, which no other of the set has."""
+    return self.files[index] if self.files else f'{self.prefix}{index:06}'
+
+
+def load(
+    name: str,
+    shape: pixels.Shape,
+    *,
+    data_dir: str = '',
+    skip_bad: bool = True,
+) -> NamedImages:
+  """Opens a set of images, without dividing it into splits.
+
+  Args:
+    name: what to load.
+      - `folder:PATH`: every image in a folder, to any depth, by its path in it;
+      - `array:PATH.npy`, or `array:PATH.npz:ARRAY`: uint8 images, by number;
+      - `DATASET:SPLIT`: a data set of TensorFlow Datasets, such as
+        `cifar10:test` or `cifar10:train[:90%]`, or `photographs`, by number.
+    shape: what images are made to be; arrays must be of it already.
+    data_dir: of TensorFlow Datasets; see `tfds.load`.
+    skip_bad: see `folder.load_whole`.
+
+  Raises:
+    errors.UserError: for what cannot be found, read or used, and when there is
+      no image.
+  """
+  kind, colon, rest = name.partition(':')
+  if not colon or not kind or not rest:
+    raise errors.UserError(f'{name!r}: is no set of images; give {FORMS}')
+  path = pathlib.Path(os.path.expanduser(rest))
+  if kind == 'folder':
+    images, files = folder.load_whole(path, shape, skip_bad=skip_bad)
+    loaded = NamedImages(images, files=files)
+  elif kind == 'array':
+    loaded = NamedImages(arrays.load_whole(rest))
+  else:
+    loaded = NamedImages(
+        _split(kind, rest, shape, data_dir), prefix=f'{rest}/'
+    )
+  if not len(loaded.images):
+    raise errors.UserError(f'{name}: holds no image; there must be one')
+  return loaded
+
+
+def _split(name, split, shape, data_dir):
+  if name == 'photographs':
+    if split not in _PHOTOGRAPHS:
+      raise errors.UserError(
+          f'{name}:{split}: there is no such split; there are'
+          f' {", ".join(_PHOTOGRAPHS)}'
+      )
+    parts = photographs.load(shape.size or 32, shape.channels)
+    return parts[_PHOTOGRAPHS.index(split)]
+  if name == 'cifar10' and cifar10.wanted(data_dir):
+    return cifar10.load((split,))[0]
+  return tfds.load(name, data_dir, (split,), shape)[0]

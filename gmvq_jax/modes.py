@@ -1,0 +1,178 @@
+"""What the command line can do: a function for each `--mode`."""
+
+from collections.abc import Callable
+import json
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+from gmvq_jax import codes as codes_lib
+from gmvq_jax import distributed
+from gmvq_jax import errors
+from gmvq_jax import export as export_lib
+from gmvq_jax import results
+from gmvq_jax import tokenizer as tokenizer_lib
+from gmvq_jax import train as train_lib
+from gmvq_jax import transcode
+
+
+class Options(NamedTuple):
+  """The flags of the command line; see `main.py`."""
+
+  config: Any
+  workdir: str
+  input: str
+  output: str
+  packed: bool
+  limit: int
+  crop: int | None
+  size: int | None
+
+
+class Mode(NamedTuple):
+  """Something to do.
+
+  Attributes:
+    run: does it.
+    help: what it is, for the user.
+    needs: options that must be given.
+    takes: others that may be.
+  """
+
+  run: Callable[[Options], None]
+  help: str
+  needs: tuple[str, ...]
+  takes: tuple[str, ...] = ()
+
+
+def check(name: str, options: Options) -> None:
+  """Checks that a mode is given what it needs, and nothing else.
+
+  Raises:
+    errors.UserError: if it is not.
+  """
+  mode = MODES[name]
+  for option in mode.needs:
+    if not getattr(options, option):
+      raise errors.UserError(f'--{option} is missing; {_MISSING[option]}')
+  for option, value in options._asdict().items():
+    # A configuration was always ignored by other modes.
+    known = (*mode.needs, *mode.takes, 'config')
+    if option not in known and value not in (None, '', False, 0):
+      raise errors.UserError(
+          f'--{option}={value}: is not for --mode={name}, which takes'
+          f' {", ".join(f"--{x}" for x in (*mode.needs, *mode.takes))}'
+      )
+
+
+def _train(options):
+  summary = train_lib.run(options.config, options.workdir)
+  if summary is not None:
+    _print(summary)
+    _print_report(pathlib.Path(options.workdir).expanduser().resolve())
+
+
+def _evaluate(options):
+  _print(results.evaluate_workdir(options.workdir))
+
+
+def _report(options):
+  _print_report(results.report_workdir(options.workdir).parent)
+
+
+def _encode(options):
+  tokenizer, images = _tokenizer_and_images(options)
+  summary = transcode.encode(
+      tokenizer,
+      images,
+      options.output,
+      name=options.input,
+      packed=options.packed,
+  )
+  _print(summary)
+
+
+def _decode(options):
+  tokenizer = tokenizer_lib.Tokenizer.load(options.workdir)
+  codes = codes_lib.open(options.input)
+  if distributed.is_first():
+    transcode.decode(tokenizer, codes, options.output, limit=options.limit)
+
+
+def _reconstruct(options):
+  tokenizer, images = _tokenizer_and_images(options)
+  if distributed.is_first():
+    summary = transcode.reconstruct(
+        tokenizer,
+        images,
+        options.output,
+        name=options.input,
+        limit=options.limit,
+    )
+    _print(summary)
+
+
+def _export(options):
+  export_lib.export(options.workdir, options.output)
+
+
+def _tokenizer_and_images(options):
+  tokenizer = tokenizer_lib.Tokenizer.load(options.workdir)
+  images = transcode.load_images(
+      tokenizer, options.input, crop=options.crop, size=options.size
+  )
+  return tokenizer, images
+
+
+def _print(summary):
+  if distributed.is_first():
+    print(json.dumps(summary, indent=2, sort_keys=True))
+
+
+def _print_report(path):
+  report = path / 'report.html'
+  if distributed.is_first() and report.exists():
+    print(f'Report: {report}')
+
+
+_MISSING = {
+    'config': 'give a file, such as --config=configs/cifar10.py',
+    'workdir': 'give a directory for the run',
+    'input': 'say what is to be read; see --help',
+    'output': 'say what is to be written; see --help',
+}
+_IMAGES = ('workdir', 'input', 'output')
+
+MODES = {
+    'train': Mode(
+        _train,
+        'start a run, or continue the one in --workdir',
+        ('config', 'workdir'),
+    ),
+    'evaluate': Mode(
+        _evaluate,
+        'print the test metrics of the best checkpoint in --workdir',
+        ('workdir',),
+    ),
+    'report': Mode(_report, 'write its report.html anew', ('workdir',)),
+    'encode': Mode(
+        _encode,
+        'write the codes of the images in --input',
+        _IMAGES,
+        ('packed', 'crop', 'size'),
+    ),
+    'decode': Mode(
+        _decode, 'write the images of the codes in --input', _IMAGES, ('limit',)
+    ),
+    'reconstruct': Mode(
+        _reconstruct,
+        'write a page of images beside what is left of them',
+        _IMAGES,
+        ('limit', 'crop', 'size'),
+    ),
+    'export': Mode(
+        _export,
+        'write the tokenizer in a form that needs only jax',
+        ('workdir', 'output'),
+    ),
+}

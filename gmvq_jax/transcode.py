@@ -1,0 +1,457 @@
+"""Sets of images to codes and back, as the command line does it."""
+
+from collections.abc import Iterator
+import contextlib
+import io
+import json
+import os
+import pathlib
+import threading
+import time
+from typing import Any
+
+import grain
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+from PIL import Image
+
+from gmvq_jax import bits as bits_lib
+from gmvq_jax import codes as codes_lib
+from gmvq_jax import distributed
+from gmvq_jax import errors
+from gmvq_jax import pictures
+from gmvq_jax import progress
+from gmvq_jax import report
+from gmvq_jax import tokenizer as tokenizer_lib
+from gmvq_jax import workdir
+from gmvq_jax.data import pixels
+from gmvq_jax.data import sources
+from gmvq_jax.data import whole
+
+_SHARD_SIZE = 4096
+_THREADS = 4
+_AHEAD = 4  # Batches.
+_SHEET = 256
+_ON_PAGE = 18
+_DECODED = 'decoded.json'
+
+
+def load_images(
+    tokenizer: tokenizer_lib.Tokenizer,
+    name: str,
+    *,
+    crop: int | None = None,
+    size: int | None = None,
+    skip_bad: bool = True,
+) -> whole.NamedImages:
+  """Opens images that a tokenizer can encode.
+
+  Args:
+    tokenizer: it.
+    name: of the images; see `whole.load`.
+    crop: see `pixels.Shape`; as in training by default.
+    size: the same.
+    skip_bad: see `folder.load_whole`.
+
+  Raises:
+    errors.UserError: for what cannot be found, read or encoded.
+  """
+  trained = tokenizer.config.data
+  shape = pixels.Shape(
+      crop=trained.crop if crop is None else crop,
+      size=trained.size if size is None else size,
+      channels=tokenizer.channels,
+  )
+  loaded = whole.load(name, shape, data_dir=trained.dir, skip_bad=skip_bad)
+  height, width, channels = loaded.images.shape[1:]
+  if channels != tokenizer.channels:
+    raise errors.UserError(
+        f'{name}: images have {channels} channels; those of the tokenizer have'
+        f' {tokenizer.channels}'
+    )
+  tokenizer.grid(height, width)
+  return loaded
+
+
+def encode(
+    tokenizer: tokenizer_lib.Tokenizer,
+    loaded: whole.NamedImages,
+    output: str,
+    *,
+    name: str,
+    packed: bool = False,
+    shard_size: int = _SHARD_SIZE,
+) -> dict[str, Any]:
+  """Writes the codes of images, or those that are not there yet.
+
+  Several processes share the work, each writing files of its own.
+
+  Args:
+    tokenizer: what encodes them.
+    loaded: of `load_images`.
+    output: a folder, or a `.npz` file for a small set; see `codes.py`.
+    name: of the images, for the user.
+    packed: whether codes take log2(C) bits, rounded up, or 8, 16 or 32.
+    shard_size: images in a file of a folder.
+
+  Returns:
+    A summary: sizes in bytes, `entropy` in bits per code, rates.
+
+  Raises:
+    errors.UserError: when the output cannot be written, or is something else.
+  """
+  images = loaded.images
+  height, width = images.shape[1:3]
+  needed = bits_lib.needed(tokenizer.num_codes)
+  small = output.endswith('.npz')
+  described = codes_lib.Description(
+      tokenizer=tokenizer.hash,
+      num_codes=tokenizer.num_codes,
+      grid=tokenizer.grid(height, width),
+      image_shape=tuple(images.shape[1:]),
+      bits=needed if packed else bits_lib.whole_bytes(tokenizer.num_codes),
+      count=len(images),
+      images=f'{name}, {sources.fingerprint(images)}',
+      shard_size=len(images) if small else shard_size,
+  )
+  meter = _Meter()
+  write = _encode_npz if small else _encode_folder
+  write(tokenizer, loaded, described, output, meter)
+  summary = None
+  if distributed.is_first():
+    summary = _summary(codes_lib.open(output), tokenizer) | meter.result()
+  return summary
+
+
+def _encode_npz(tokenizer, loaded, described, output, meter):
+  if jax.process_count() > 1:
+    raise errors.UserError(
+        f'--output={output}: a .npz is written by one process; give a folder'
+    )
+  path = pathlib.Path(output).expanduser().resolve()
+  if path.exists():
+    known = codes_lib.open(path).description
+    _check_same(described, known, output)
+    return
+  workdir.create(str(path.parent), 'output')
+  ((_, names, codes),) = _shards(tokenizer, loaded, described, [0], meter)
+  codes_lib.write_npz(path, described, names, codes)
+
+
+def _encode_folder(tokenizer, loaded, described, output, meter):
+  first = distributed.from_first
+  path = pathlib.Path(first(lambda: str(workdir.create(output, 'output'))))
+  with contextlib.ExitStack() as stack:
+    first(lambda: stack.enter_context(workdir.lock(path)))
+
+    def missing():
+      known = codes_lib.read_description(path)
+      if known is None:
+        others = [x.name for x in path.iterdir() if x.name != '.lock']
+        if others:
+          raise errors.UserError(
+              f'--output={output}: holds {min(others)}, and no codes; give a'
+              ' folder of its own'
+          )
+        codes_lib.write_description(path, described)
+      else:
+        _check_same(described, known, output)
+      return [
+          shard
+          for shard in range(described.num_shards)
+          if not (path / described.shard_name(shard)).exists()
+      ]
+
+    shards = first(missing)[jax.process_index() :: jax.process_count()]
+    for shard, names, codes in _shards(
+        tokenizer, loaded, described, shards, meter
+    ):
+      codes_lib.write_shard(path, described, shard, names, codes)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('encoded')
+
+
+def _shards(tokenizer, loaded, described, shards, meter):
+  """Yields `(shard, names, codes)` as they become complete."""
+  size = described.shard_size
+  height, width, _ = described.image_shape
+  batch_size = min(tokenizer.batch_size(height, width), size)
+  per_shard = -(-size // batch_size)
+
+  def end_of(shard):
+    return min((shard + 1) * size, described.count)
+
+  def encode_batch(index):
+    place, batch = divmod(index, per_shard)
+    shard = shards[place]
+    start = shard * size + batch * batch_size
+    stop = min(start + batch_size, end_of(shard))
+    if start >= stop:  # The last file has fewer.
+      return shard, start, None
+    images = loaded.images[start:stop]
+    with meter.busy(len(images)):
+      return shard, start, tokenizer.encode(images)
+
+  ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+  dataset = grain.MapDataset.range(len(shards) * per_shard).map(encode_batch)
+  parts = []
+  with contextlib.closing(iter(dataset.to_iter_dataset(ahead))) as batches:
+    shown = batches
+    if distributed.is_first():
+      shown = progress.track(
+          batches,
+          f'Encoding {described.count} images',
+          total=len(dataset),
+          images_per_item=batch_size * jax.process_count(),
+      )
+    for shard, start, codes in shown:
+      if codes is None:
+        continue
+      parts.append(codes)
+      if start + len(codes) == end_of(shard):
+        names = [loaded.name(i) for i in range(shard * size, end_of(shard))]
+        yield shard, names, np.concatenate(parts)
+        parts.clear()
+
+
+def _check_same(described, known, output):
+  """Checks that codes which are there already are those to be written."""
+  for field, wanted in described._asdict().items():
+    if getattr(known, field) != wanted:
+      raise errors.UserError(
+          f'--output={output}: holds codes of which {field} is'
+          f' {getattr(known, field)!r}, not {wanted!r}; give another'
+      )
+
+
+def _summary(codes, tokenizer):
+  described, counts = codes.description, codes.counts()
+  positions = described.grid[0] * described.grid[1]
+  pixels_of_image = described.image_shape[0] * described.image_shape[1]
+  total = int(counts.sum())
+  entropy = bits_lib.entropy(counts)
+
+  def size(bits):
+    return described.count * -(-positions * bits // 8)
+
+  return {
+      'images': described.count,
+      'grid': list(described.grid),
+      'tokenizer': described.tokenizer,
+      'bits_per_code': described.bits,
+      'bits_per_pixel': tokenizer.bits_per_pixel,
+      'entropy': entropy,
+      'entropy_bits_per_pixel': entropy * positions / pixels_of_image,
+      'perplexity': 2**entropy,
+      'codes_used': float(np.mean(counts > 0)),
+      'codes': total,
+      'bytes': size(described.bits),
+      'bytes_packed': size(bits_lib.needed(described.num_codes)),
+      'bytes_entropy_coded': -(-int(bits_lib.adaptive_length(counts)) // 8),
+  }
+
+
+class _Meter:
+  """Measures the time in which the devices have something to do."""
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._running = self._images = 0
+    self._start = self._since = self._seconds = 0.0
+
+  @contextlib.contextmanager
+  def busy(self, images: int) -> Iterator[None]:
+    """Is entered while the devices have these images."""
+    self._add(1, 0)
+    try:
+      yield
+    finally:
+      self._add(-1, images)
+
+  def _add(self, change, images):
+    now = time.perf_counter()
+    with self._lock:
+      self._start = self._start or now
+      if self._running:
+        self._seconds += now - self._since
+      self._since = now
+      self._running += change
+      self._images += images
+
+  def result(self) -> dict[str, float]:
+    """Returns the rate, and the share of the time in which they had."""
+    wall = self._since - self._start
+    if not wall:
+      return {}
+    return {
+        'images_per_second': self._images / wall,
+        'device_busy': self._seconds / wall,
+    }
+
+
+def decode(
+    tokenizer: tokenizer_lib.Tokenizer,
+    codes: codes_lib.Codes,
+    output: str,
+    *,
+    limit: int = 0,
+) -> None:
+  """Writes the images of codes: a PNG each, or one of all.
+
+  Args:
+    tokenizer: the one that made the codes.
+    codes: of `codes.open`.
+    output: a folder, or `FILE.png` for a contact sheet.
+    limit: how many images at most; 0: all of them, or 256 on a sheet.
+
+  Raises:
+    errors.UserError: for the codes of another tokenizer, and when the output
+      cannot be written.
+  """
+  made_by = codes.description.tokenizer
+  if made_by != tokenizer.hash:
+    raise errors.UserError(
+        f'the codes are of tokenizer {made_by[:12]}, and this one is'
+        f' {tokenizer.hash[:12]}; decode them with the one that made them'
+    )
+  count = min(limit or len(codes), len(codes))
+  if output.endswith('.png'):
+    _decode_sheet(tokenizer, codes, output, min(count, limit or _SHEET))
+  else:
+    _decode_folder(tokenizer, codes, output, count)
+
+
+def reconstruct(
+    tokenizer: tokenizer_lib.Tokenizer,
+    loaded: whole.NamedImages,
+    output: str,
+    *,
+    name: str,
+    limit: int = 0,
+) -> dict[str, float]:
+  """Writes a page of images beside what is left of them.
+
+  Args:
+    tokenizer: it.
+    loaded: of `load_images`.
+    output: the page, `FILE.html`.
+    name: of the images, for the user.
+    limit: how many of the first images; 0: 18.
+
+  Returns:
+    `images`, and of those `mse`, `psnr` and `bits_per_pixel`.
+
+  Raises:
+    errors.UserError: when the output cannot be written.
+  """
+  if not output.endswith('.html'):
+    raise errors.UserError(f'--output={output}: must be the name of a .html')
+  path = pathlib.Path(output).expanduser().resolve()
+  workdir.create(str(path.parent), 'output')
+  images = loaded.images[: limit or _ON_PAGE]
+  codes = tokenizer.encode(images)
+  decoded = tokenizer.decode(codes)
+  errors_of = np.mean(np.square(decoded - images / 255), axis=(1, 2, 3))
+  colours = pictures.code_colours(tokenizer.codebook)
+  shown = [
+      {
+          'name': loaded.name(i),
+          'psnr': _psnr(errors_of[i]),
+          'picture': pictures.dissection(
+              images[i], decoded[i], codes[i], colours
+          ),
+      }
+      for i in range(len(images))
+  ]
+  mse = float(np.mean(errors_of))
+  page = report.template('reconstruct.html').render(
+      name=name,
+      tokenizer=tokenizer,
+      quantizer=tokenizer.config.quantizer.name,
+      images=shown,
+      count=len(loaded.images),
+      grid=codes.shape[1:],
+      different=len(np.unique(codes)),
+      mse=mse,
+      psnr=_psnr(mse),
+  )
+  _write(path, page.encode())
+  return {
+      'images': len(images),
+      'mse': mse,
+      'psnr': _psnr(mse),
+      'bits_per_pixel': tokenizer.bits_per_pixel,
+  }
+
+
+def _psnr(mse):
+  return float(-10 * np.log10(max(mse, 1e-10)))
+
+
+def _decode_sheet(tokenizer, codes, output, count):
+  images = [
+      pictures.to_uint8(image)
+      for _, part in _decoded(tokenizer, codes, range(count))
+      for image in part
+  ]
+  path = pathlib.Path(output).expanduser().resolve()
+  workdir.create(str(path.parent), 'output')
+  _write(path, pictures.to_png(pictures.sheet(np.stack(images))))
+
+
+def _decode_folder(tokenizer, codes, output, count):
+  path = workdir.create(output, 'output')
+  described = json.loads(json.dumps(codes.description._asdict()))
+  known = workdir.read_json(path / _DECODED)
+  if known != described:
+    if any(path.iterdir()):
+      raise errors.UserError(
+          f'--output={output}: holds files that are not of these codes; give a'
+          ' folder of its own'
+      )
+    workdir.write_json(path / _DECODED, described)
+  for names, images in _decoded(tokenizer, codes, range(count)):
+    for name, image in zip(names, images, strict=True):
+      file = path / _file_name(name)
+      if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write(file, _png(pictures.to_uint8(image)))
+
+
+def _decoded(tokenizer, codes, indices):
+  """Yields names and images, as many at a time as the devices take."""
+  size = tokenizer.batch_size(*codes.description.image_shape[:2])
+  starts = range(0, len(indices), size)
+  for start in progress.track(
+      starts, f'Decoding {len(indices)} images', images_per_item=size
+  ):
+    names, grids = zip(
+        *codes.__getitems__(indices[start : start + size]), strict=True
+    )
+    yield names, tokenizer.decode(np.stack(grids))
+
+
+def _file_name(name):
+  """Returns a path for an image within a folder, whatever its name is."""
+  name = ''.join(c if c.isprintable() else '_' for c in name)
+  parts = [p for p in pathlib.PurePosixPath(name).parts if p not in ('/', '..')]
+  path = pathlib.Path(*parts or ['_'])
+  return path if path.suffix == '.png' else path.with_name(path.name + '.png')
+
+
+def _png(image):
+  buffer = io.BytesIO()
+  grey = image.shape[-1] == 1
+  Image.fromarray(image[..., 0] if grey else image).save(buffer, 'png')
+  return buffer.getvalue()
+
+
+def _write(path, content):
+  """Writes a file, whole or not at all."""
+  temporary = path.with_name(path.name + '.tmp')
+  try:
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
