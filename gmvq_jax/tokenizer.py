@@ -57,6 +57,8 @@ class Tokenizer:
 
   Attributes:
     config: of the run: network, quantizer, and how its images were made.
+    model: the networks and the quantizer.
+    tensors: all arrays, by the names of `weights.py`.
     image_shape: `(H, W, channels)` of the images it was trained on. Others may
       be of any size that the network can halve.
     num_codes: C.
@@ -86,13 +88,13 @@ class Tokenizer:
     """
     self.config = config
     self.image_shape = tuple(image_shape)
-    self._model = programs.build(
+    self.model = programs.build(
         config, programs.numbers_of(config), image_shape[-1], 1
     ).model
     like = programs.abstract_state(config, image_shape[-1]).variables
     variables = weights.to_variables(tensors, like, where)
     self.tensors = tensors
-    self.num_codes = self._model.quantizer.num_codes
+    self.num_codes = self.model.quantizer.num_codes
     self.codebook = tensors[weights.CODEBOOK]
     self.hash = weights.digest(tensors, _structure(config))
     self._mesh = distributed.local_mesh()
@@ -210,10 +212,10 @@ class Tokenizer:
   def _codes_of(self, variables, images):
     if images.dtype == jnp.uint8:
       images = autoencoder.to_unit(images)
-    h, _ = self._model.encode(variables, images)
+    h, _ = self.model.encode(variables, images)
 
     def codes_of(h):
-      quantized, _ = self._model.quantize(
+      quantized, _ = self.model.quantize(
           variables, h, axis_name=_UNIT
       )
       return quantized.codes
@@ -222,11 +224,11 @@ class Tokenizer:
     return jax.vmap(codes_of, axis_name=_UNIT)(h[None])[0]
 
   def _images_of(self, variables, codes):
-    quantizer = self._model.quantizer
+    quantizer = self.model.quantizer
     z = quantizer.embed(
         variables.params['quantizer'], variables.quantizer_state, codes
     )
-    images, _ = self._model.decode(variables, z)
+    images, _ = self.model.decode(variables, z)
     return images
 
   def _precisely(self, function, *args):
