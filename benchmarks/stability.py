@@ -29,7 +29,7 @@ from gmvq_jax import progress
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import transcode
 
-_WORKDIR = flags.DEFINE_string('workdir', '', 'Of a run.', required=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _INPUT = flags.DEFINE_string('input', 'cifar10:test', 'The images.')
 _OUTPUT = flags.DEFINE_string('output', '', 'Where to write the result.')
 _CODES = flags.DEFINE_string('codes', '', 'For itself: where to write codes.')
@@ -78,7 +78,7 @@ def _write_codes(path):
 
 
 def _margins():
-  """Returns by how much the best code of each position is ahead, `[n, h, w]`."""
+  """Returns how far the best code of each position is ahead, `[n, h, w]`."""
   tokenizer = _tokenizer('float32')
   if not tokenizer.config.quantizer.name.startswith('gmvq'):
     return None
@@ -111,7 +111,7 @@ def _compare(one, other, margins):
   return result
 
 
-def main(_):
+def _main(_):
   if _CODES.value:
     _write_codes(_CODES.value)
     return
@@ -146,12 +146,14 @@ def main(_):
   result['bfloat16 against float32'] = _compare(
       codes[1]['bfloat16 256'], truth, None
   )
-  result['without units, against units'] = {
-      f'batches of {size}': _compare(codes[1][f'without {size}'], truth, margins)
+  result['without units'] = {
+      f'batches of {size}': _compare(
+          codes[1][f'without {size}'], codes[1]['without 256'], margins
+      )
       for size in _BATCHES
   }
   timing.report(result, _OUTPUT.value)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(_main)
