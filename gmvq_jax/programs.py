@@ -73,17 +73,10 @@ def numbers_of(config: ConfigDict) -> Numbers:
   }
 
 
-def build(
-    config: ConfigDict, numbers: Numbers, channels: int, num_steps: int
-) -> Parts:
-  """Builds what a configuration describes.
-
-  Args:
-    config: its own numbers are not looked at.
-    numbers: of `numbers_of`, or tracers of such.
-    channels: of the images.
-    num_steps: of the whole run.
-  """
+def build_model(
+    config: ConfigDict, numbers: Numbers, channels: int
+) -> autoencoder.Autoencoder:
+  """Builds the networks and the quantizer; see `build`."""
   fields = {**config.quantizer, **numbers['quantizer']}
   quantizer = quantizers.make(**fields)
   network = config.network
@@ -106,6 +99,20 @@ def build(
       num_upsamplings=network.num_downsamplings,
       style=style,
   )
+  return autoencoder.Autoencoder(encoder, quantizer, decoder)
+
+
+def build(
+    config: ConfigDict, numbers: Numbers, channels: int, num_steps: int
+) -> Parts:
+  """Builds what a configuration describes.
+
+  Args:
+    config: its own numbers are not looked at.
+    numbers: of `numbers_of`, or tracers of such.
+    channels: of the images.
+    num_steps: of the whole run.
+  """
   share_of_peak = schedules.learning_rate(
       1.0,
       num_steps,
@@ -127,7 +134,7 @@ def build(
     optimizer = optax.chain(clip, optimizer)
   if config.skip_nonfinite:
     optimizer = optax.apply_if_finite(optimizer, config.skip_nonfinite)
-  model = autoencoder.Autoencoder(encoder, quantizer, decoder)
+  model = build_model(config, numbers, channels)
   return Parts(model, optimizer, learning_rate)
 
 
@@ -141,7 +148,7 @@ def abstract_state(
     channels: of the images. It does not depend on their size, nor on the
       number of steps.
   """
-  model, optimizer, _ = build(config, numbers_of(config), channels, 1)
+  model, optimizer, _ = build(config, numbers_of(config), channels, 1000)
   side = 2**config.network.num_downsamplings
   return jax.eval_shape(
       lambda key, images: train_step_lib.init_state(

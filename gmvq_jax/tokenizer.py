@@ -88,9 +88,7 @@ class Tokenizer:
     """
     self.config = config
     self.image_shape = tuple(image_shape)
-    self.model = programs.build(
-        config, programs.numbers_of(config), image_shape[-1], 1
-    ).model
+    self.model = _model(config, image_shape)
     like = programs.abstract_state(config, image_shape[-1]).variables
     variables = weights.to_variables(tensors, like, where)
     self.tensors = tensors
@@ -372,6 +370,11 @@ def _structure(config):
   return {name: fields[name] for name in ('network', 'quantizer')}
 
 
+def _model(config, image_shape):
+  numbers = programs.numbers_of(config)
+  return programs.build_model(config, numbers, image_shape[-1])
+
+
 def _load_workdir(path):
   if not path.is_dir():
     raise errors.UserError(
@@ -393,10 +396,9 @@ def _load_workdir(path):
         f'{path / "config.json"}: is not the configuration that the checkpoints'
         ' beside it come from; put that back'
     )
-  model = programs.build(
-      config, programs.numbers_of(config), image_shape[-1], 1
-  ).model
-  tensors = weights.of_model(model, jax.device_get(state.eval_variables))
+  tensors = weights.of_model(
+      _model(config, image_shape), jax.device_get(state.eval_variables)
+  )
   return Tokenizer(config, tensors, image_shape, where=path)
 
 
