@@ -60,3 +60,17 @@ def photographs():
   blend = 1 / (1 + np.exp(-4 * (edge - offset[:, None, None])))[..., None]
   one, other = rng.uniform(0, 255, (2, count, 1, 1, 3))
   return np.round(one + (other - one) * blend).astype(np.uint8)
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, photographs):
+  """The work directory of a tiny run, and its test images."""
+  import tiny
+
+  from gmvq_jax import train
+
+  path = tmp_path_factory.mktemp('trained')
+  name = tiny.save_images(path, photographs)
+  fields = {'quantizer__num_codes': 24, 'network__decoder_blocks': 1}
+  train.run(tiny.config(name, **fields), str(path / 'run'), test=False)
+  return path / 'run', photographs[540:600]

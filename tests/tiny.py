@@ -45,6 +45,20 @@ def config(data_name, **fields):
   return result
 
 
+def method_config(name):
+  """Returns the tiny configuration of a method, without data."""
+  result = config_lib.default_config()
+  result.quantizer = config_lib.quantizer_config(name)
+  fields = {
+      field: value
+      for field, value in FIELDS.items()
+      if not field.startswith('quantizer.')
+      or field.removeprefix('quantizer.') in result.quantizer
+  }
+  result.update_from_flattened_dict(fields)
+  return result
+
+
 def flags(data_name, **fields):
   """Returns the same as flags of the command line."""
   fields = FIELDS | {k.replace('__', '.'): v for k, v in fields.items()}

@@ -1,0 +1,304 @@
+"""A trained model as a tokenizer."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import chex
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+import tiny
+
+import gmvq_jax
+from gmvq_jax import distributed
+from gmvq_jax import errors
+from gmvq_jax import programs
+from gmvq_jax import results
+from gmvq_jax import tokenizer as tokenizer_lib
+from gmvq_jax import weights
+from gmvq_jax import workdir as workdir_lib
+
+METHODS = (
+    'gmvq', 'vqvae', 'vqvae+ema+replace', 'vqvae+affine+opt+replace+l2',
+    'sqvae', 'gumbel', 'fsq',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def tokenizer(trained):
+  return gmvq_jax.Tokenizer.load(trained[0])
+
+
+def untrained(name, **fields):
+  """Returns a tokenizer, its model and its variables."""
+  config = tiny.method_config(name)
+  config.update_from_flattened_dict(fields)
+  model = programs.build_model(config, programs.numbers_of(config), 3)
+  variables = jax.jit(lambda: model.init(jax.random.key(0), (16, 16, 3)))()
+  tensors = weights.of_model(model, variables)
+  made = gmvq_jax.Tokenizer(config, tensors, (16, 16, 3))
+  return made, model, variables
+
+
+def test_what_it_is(tokenizer):
+  assert tokenizer.num_codes == 24
+  assert tokenizer.image_shape == (16, 16, 3)
+  assert tokenizer.codebook.shape == (24, 4)
+  assert tokenizer.grid(16, 16) == (4, 4)
+  assert tokenizer.grid(64, 12) == (16, 3)
+  assert tokenizer.bits_per_pixel == pytest.approx(np.log2(24) / 16)
+  assert len(tokenizer.hash) == 64
+
+
+def test_round_trip_has_the_error_of_the_evaluation(trained, tokenizer):
+  workdir, images = trained
+  known = results.evaluate_workdir(str(workdir))
+  codes = tokenizer.encode(images)
+  chex.assert_shape(codes, (60, 4, 4))
+  chex.assert_type(codes, np.int32)
+  decoded = tokenizer.decode(codes)
+  chex.assert_shape(decoded, (60, 16, 16, 3))
+  chex.assert_type(decoded, np.float32)
+  mse = np.mean(np.square(decoded.astype(np.float64) - images / 255))
+  assert mse == pytest.approx(known['mse'], rel=1e-6)
+  np.testing.assert_array_equal(tokenizer.reconstruct(images), decoded)
+  assert len(np.unique(codes)) > 2
+
+
+def test_it_needs_no_data(trained, tmp_path, tokenizer):
+  moved = shutil.copytree(trained[0], tmp_path / 'run')
+  config = json.loads((moved / 'config.json').read_text())
+  config['data']['dir'] = '/nowhere'  # It may change.
+  (moved / 'config.json').write_text(json.dumps(config))
+  assert gmvq_jax.Tokenizer.load(str(moved)).hash == tokenizer.hash
+
+
+def test_codes_do_not_depend_on_the_batch(trained, tokenizer):
+  """Every image by itself, in sevens, and all; and with others beside it."""
+  _, images = trained
+  codes = tokenizer.encode(images)
+  for size in (1, 7):
+    parts = [tokenizer.encode(images[i : i + size]) for i in range(0, 60, size)]
+    np.testing.assert_array_equal(np.concatenate(parts), codes)
+  order = np.random.default_rng(0).permutation(60)
+  np.testing.assert_array_equal(tokenizer.encode(images[order]), codes[order])
+  np.testing.assert_array_equal(
+      tokenizer.decode(codes[:1]), tokenizer.decode(codes)[:1]
+  )
+
+
+def test_codes_do_not_depend_on_the_devices(trained, tokenizer, monkeypatch):
+  _, images = trained
+  codes = tokenizer.encode(images)
+  assert tokenizer.batch_size(16, 16) == 8 * 64
+  for count in (1, 2):
+    monkeypatch.setattr(
+        distributed, 'local_mesh', lambda n=count: distributed.data_mesh(n)
+    )
+    few = gmvq_jax.Tokenizer.load(trained[0])
+    assert few.batch_size(16, 16) == count * 64
+    np.testing.assert_array_equal(few.encode(images), codes)
+
+
+def test_more_images_than_a_unit_holds(tokenizer, rng):
+  images = rng.integers(0, 256, (70, 64, 64, 3), dtype=np.uint8)
+  assert tokenizer.batch_size(64, 64) == 8 * 4
+  codes = tokenizer.encode(images)
+  np.testing.assert_array_equal(tokenizer.encode(images[33:34]), codes[33:34])
+  assert tokenizer.decode(codes[:3]).shape == (3, 64, 64, 3)
+
+
+def test_one_program_for_each_size(trained):
+  _, images = trained
+  fresh = gmvq_jax.Tokenizer.load(trained[0])
+  for count in (1, 7, 33, 60):
+    fresh.encode(images[:count])
+  assert fresh._encode._cache_size() == 1
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_it_is_the_model_at_evaluation(name, photographs):
+  made, model, variables = untrained(name)
+  images = photographs[:9]
+  decoded, quantized = model.reconstruct(variables, images / np.float32(255))
+  codes = made.encode(images)
+  np.testing.assert_array_equal(codes, quantized.codes)
+  np.testing.assert_allclose(made.decode(codes), decoded, atol=1e-6)
+  np.testing.assert_allclose(
+      made.codebook[codes], quantized.z, rtol=1e-6, atol=1e-6
+  )
+
+
+def test_bfloat16_networks(photographs):
+  made, model, variables = untrained('gmvq', **{'network.dtype': 'bfloat16'})
+  codes = made.encode(photographs[:9])
+  np.testing.assert_array_equal(made.encode(photographs[4:5]), codes[4:5])
+  assert made.decode(codes).dtype == np.float32
+  assert made.hash != untrained('gmvq')[0].hash
+
+
+def test_of_equal_codes_the_lowest_wins(photographs):
+  made, model, variables = untrained('gmvq')
+  book = variables.params['quantizer']['codebook']
+  book = {'codebook': book.at[:].set(book[3])}
+  params = variables.params | {'quantizer': book}
+  tensors = weights.of_model(model, variables._replace(params=params))
+  same = gmvq_jax.Tokenizer(made.config, tensors, (16, 16, 3))
+  assert (same.encode(photographs[:3]) == 0).all()
+
+
+def test_all_ways_to_give_an_image(trained, tokenizer, tmp_path):
+  _, images = trained
+  codes = tokenizer.encode(images[:2])
+  files = [tmp_path / 'a.png', tmp_path / 'b.png']
+  for file, image in zip(files, images, strict=False):
+    Image.fromarray(image).save(file)
+  opened = [Image.open(file) for file in files]
+  for given in (
+      jax.numpy.asarray(images[:2]),
+      images[:2].astype(np.float32) / 255,
+      images[:2] / 255,
+      list(images[:2]),
+      files,
+      tuple(map(str, files)),
+      opened,
+      [opened[0], images[1]],
+  ):
+    np.testing.assert_array_equal(tokenizer.encode(given), codes)
+  for single in (files[0], str(files[0]), opened[0]):
+    np.testing.assert_array_equal(tokenizer.encode(single), codes[:1])
+  grey = Image.fromarray(images[0]).convert('L')
+  assert tokenizer.encode(grey).shape == (1, 4, 4)
+
+
+def test_grey_images(rng):
+  config = tiny.method_config('gmvq')
+  config.data.channels = 1
+  model = programs.build_model(config, programs.numbers_of(config), 1)
+  variables = jax.jit(lambda: model.init(jax.random.key(0), (16, 16, 1)))()
+  tensors = weights.of_model(model, variables)
+  made = gmvq_jax.Tokenizer(config, tensors, (16, 16, 1))
+  images = rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)
+  codes = made.encode(images)
+  np.testing.assert_array_equal(made.encode(images[..., None]), codes)
+  np.testing.assert_array_equal(
+      made.encode(Image.fromarray(images[1])), codes[1:2]
+  )
+  assert made.decode(codes).shape == (3, 16, 16, 1)
+
+
+def message_of(function, *args):
+  with pytest.raises(ValueError) as caught:
+    function(*args)
+  text = str(caught.value)
+  assert isinstance(caught.value, errors.UserError), caught.value
+  assert '\n' not in text
+  return text
+
+
+@pytest.mark.parametrize(
+    'images, said',
+    [
+        (np.zeros((2, 15, 16, 3), np.uint8), '15 x 16'),
+        (np.zeros((2, 0, 16, 3), np.uint8), '0 x 16'),
+        (np.zeros((2, 16, 16, 1), np.uint8), '[B, H, W, 3]'),
+        (np.zeros((16, 16, 3), np.uint8), '[B, H, W, 3]'),
+        (np.zeros((0, 16, 16, 3), np.uint8), 'there must be one'),
+        ([], 'must be [B, H, W, 3]'),
+        (np.zeros((2, 16, 16, 3), np.int32), 'int32'),
+        (np.zeros((2, 16, 16, 3), bool), 'bool'),
+        (np.zeros((2, 16, 16, 3), object), 'object'),
+        (np.full((2, 16, 16, 3), 255.0), 'from 255 to 255'),
+        (np.full((2, 16, 16, 3), -0.1), 'from -0.1'),
+        (np.full((2, 16, 16, 3), np.nan), 'nan'),
+        ([np.zeros((16, 16, 3)), np.zeros((8, 8, 3))], 'of one'),
+        ('/nowhere.png', '/nowhere.png'),
+        (pathlib.Path(__file__), 'test_tokenizer.py'),
+        ([None], 'shape'),
+    ],
+)
+def test_images_that_are_none(tokenizer, images, said):
+  assert said in message_of(tokenizer.encode, images)
+
+
+@pytest.mark.parametrize(
+    'codes, said',
+    [
+        (np.full((1, 4, 4), 24), 'from 24 to 24: must be from 0 to 23'),
+        (np.full((1, 4, 4), -1), 'from -1'),
+        (np.full((1, 4, 4), 2**40), str(2**40)),
+        (np.zeros((1, 4, 4)), 'float64'),
+        (np.zeros((3, 16), int), '[B, 4, 4]'),
+        (np.zeros((0, 4, 4), int), 'not empty'),
+        (np.zeros((1, 0, 4), int), 'not empty'),
+        (np.zeros((1, 4, 4, 1), int), '(1, 4, 4, 1)'),
+    ],
+)
+def test_codes_that_are_none(tokenizer, codes, said):
+  assert said in message_of(tokenizer.decode, codes)
+
+
+def test_codes_of_any_integer_type(tokenizer):
+  codes = np.arange(16).reshape(1, 4, 4)
+  expected = tokenizer.decode(codes)
+  for dtype in (np.uint8, np.int16, np.uint64):
+    decoded = tokenizer.decode(codes.astype(dtype))
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def test_paths_that_hold_no_tokenizer(trained, tmp_path):
+  load = gmvq_jax.Tokenizer.load
+  assert 'no such directory' in message_of(load, tmp_path / 'none')
+  (tmp_path / 'empty').mkdir()
+  assert 'no config.json' in message_of(load, tmp_path / 'empty')
+  started = tmp_path / 'started'
+  started.mkdir()
+  shutil.copy(trained[0] / 'config.json', started)
+  assert 'no checkpoint yet' in message_of(load, started)
+  broken = shutil.copytree(trained[0], tmp_path / 'broken')
+  for file in broken.glob('checkpoints/*/record/metadata'):
+    file.write_text('{}')
+  assert 'none of its checkpoints can be read' in message_of(load, broken)
+
+
+def test_an_edited_configuration_is_seen(trained, tmp_path):
+  edited = shutil.copytree(trained[0], tmp_path / 'edited')
+  config = workdir_lib.read_json(edited / 'config.json')
+  config['quantizer']['weight_scale'] = 2.0
+  (edited / 'config.json').write_text(json.dumps(config))
+  assert 'put that back' in message_of(gmvq_jax.Tokenizer.load, edited)
+
+
+def test_no_collectives_and_full_precision(tokenizer):
+  images = jax.ShapeDtypeStruct((512, 16, 16, 3), np.uint8)
+  lowered = tokenizer._encode.lower(tokenizer.variables, images)
+  assert 'all-reduce' not in lowered.compile().as_text()
+  text = lowered.as_text()
+  convolutions = [x for x in text.splitlines() if 'stablehlo.convolution' in x]
+  products = [x for x in text.splitlines() if 'stablehlo.dot_general' in x]
+  assert convolutions and products
+  for line in convolutions + products:
+    assert 'HIGHEST' in line, line
+
+
+def test_images_of_32_bits_are_refused(tokenizer):
+  image = Image.new('F', (16, 16))
+  assert '32 bits' in message_of(tokenizer.encode, image)
+
+
+def test_no_function_of_the_users_is_imported(tmp_path, monkeypatch):
+  """A loss that is `MODULE:FUNCTION` is for training."""
+  (tmp_path / 'boom.py').write_text('raise SystemExit("executed")')
+  monkeypatch.syspath_prepend(tmp_path)
+  made, *_ = untrained('gmvq', reconstruction_loss='boom:loss')
+  made.encode(np.zeros((1, 16, 16, 3), np.uint8))
+  assert 'boom' not in sys.modules
+
+
+def test_units_do_not_depend_on_the_devices():
+  assert tokenizer_lib.unit_size(32, 32, 'cpu') == 16
+  assert tokenizer_lib.unit_size(1024, 1024, 'cpu') == 1
+  assert tokenizer_lib.unit_size(32, 32, 'tpu') == 256
