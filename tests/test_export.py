@@ -1,0 +1,195 @@
+"""An exported tokenizer."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gmvq_jax
+from gmvq_jax import errors
+from gmvq_jax import export
+from gmvq_jax import results
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / 'examples'
+
+# With none of this package.
+RUN = '''
+import sys
+sys.modules['gmvq_jax'] = sys.modules['flax'] = sys.modules['optax'] = None
+import jax.export
+import numpy as np
+
+folder, count = sys.argv[1], int(sys.argv[2])
+programs = [open(f'{folder}/{name}.stablehlo', 'rb').read()
+            for name in ('encode', 'decode')]
+encode, decode = map(jax.export.deserialize, programs)
+assert set(encode.platforms) == {'cpu', 'cuda', 'tpu'} == set(decode.platforms)
+images = np.load(f'{folder}/../images.npy')[:count]
+codes = encode.call(images)
+np.savez(f'{folder}/../{count}.npz', codes=codes, images=decode.call(codes))
+'''
+
+
+@pytest.fixture(scope='module')
+def exported(trained, tmp_path_factory):
+  path = tmp_path_factory.mktemp('export')
+  np.save(path / 'images.npy', trained[1])
+  return export.export(str(trained[0]), str(path / 'tokenizer'))
+
+
+@pytest.fixture(scope='module')
+def tokenizer(trained):
+  return gmvq_jax.Tokenizer.load(trained[0])
+
+
+def test_files(exported):
+  assert sorted(p.name for p in exported.iterdir()) == [
+      'README.md', 'config.json', 'decode.stablehlo', 'encode.stablehlo',
+      'weights.safetensors',
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize('count', [1, 3, 60])
+def test_it_runs_with_jax_alone(exported, trained, tokenizer, count):
+  code = exported.parent / 'code.py'
+  code.write_text(RUN)
+  done = subprocess.run(
+      [sys.executable, code, exported, str(count)],
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
+      cwd=exported.parent,
+      capture_output=True,
+      text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  made = np.load(exported.parent / f'{count}.npz')
+  codes = tokenizer.encode(trained[1][:count])
+  np.testing.assert_array_equal(made['codes'], codes)
+  np.testing.assert_array_equal(made['images'], tokenizer.decode(codes))
+
+
+def test_it_loads_as_a_tokenizer(exported, trained, tokenizer):
+  loaded = gmvq_jax.Tokenizer.load(exported)
+  assert loaded.hash == tokenizer.hash
+  assert loaded.image_shape == tokenizer.image_shape
+  codes = loaded.encode(trained[1])
+  np.testing.assert_array_equal(codes, tokenizer.encode(trained[1]))
+  np.testing.assert_array_equal(loaded.decode(codes), tokenizer.decode(codes))
+
+
+def test_what_is_known_of_it(exported, trained, tokenizer):
+  config = json.loads((exported / 'config.json').read_text())
+  known = results.evaluate_workdir(str(trained[0]))
+  assert config['metrics'] == known
+  assert config['tokenizer'] == tokenizer.hash
+  assert config['grid'] == [4, 4]
+  card = (exported / 'README.md').read_text()
+  assert f'{1000 * known["mse"]:.3g}' in card
+  assert 'k-means on patches' in card and 'Gaussian rate-distortion' in card
+  assert tokenizer.hash in card
+  assert '&' not in card, 'escaped as if it were HTML'
+
+
+def test_the_card_has_code_that_runs(exported):
+  card = (exported / 'README.md').read_text()
+  code = card.partition('```python\n')[2].partition('```')[0]
+  done = subprocess.run(
+      [sys.executable, '-c', code], cwd=exported, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_without_the_data_the_card_says_so(trained, tmp_path):
+  moved = shutil.copytree(trained[0], tmp_path / 'run')
+  data = trained[0].parent / 'images.npz'
+  away = data.rename(tmp_path / 'images.npz')
+  try:
+    path = export.export(str(moved), str(tmp_path / 'out'))
+  finally:
+    away.rename(data)
+  card = (path / 'README.md').read_text()
+  assert 'Not known:' in card and 'images.npz' in card
+  assert gmvq_jax.Tokenizer.load(path).num_codes == 24
+
+
+def message_of(function, *args):
+  with pytest.raises(errors.UserError) as caught:
+    function(*args)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_outputs_that_are_taken(exported, trained, tmp_path):
+  before = {p: p.read_bytes() for p in exported.iterdir()}
+  workdir = str(trained[0])
+  assert 'is there already' in message_of(export.export, workdir, str(exported))
+  assert {p: p.read_bytes() for p in exported.iterdir()} == before
+  (tmp_path / 'file').write_text('')
+  assert 'is there already' in message_of(
+      export.export, workdir, str(tmp_path / 'file')
+  )
+  assert 'exported tokenizer' in message_of(
+      export.export, str(exported), str(tmp_path / 'new')
+  )
+
+
+def test_nothing_is_half_written(trained, tmp_path, monkeypatch):
+  def fail(*_):
+    raise OSError('No space left on device')
+
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', fail)
+  with pytest.raises(OSError, match='No space'):
+    export.export(str(trained[0]), str(tmp_path / 'out'))
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'file, change, said',
+    [
+        ('config.json', lambda x: b'', 'cannot be read'),
+        ('config.json', lambda x: b'{}', 'is not that of an exported'),
+        ('config.json', None, 'is missing'),
+        (
+            'config.json',
+            lambda x: x.replace(b'"weight_scale": 1.0', b'"weight_scale": 2.0'),
+            'is damaged',
+        ),
+        ('config.json', lambda x: x.replace(b'"gmvq"', b'"gm"'), 'gm'),
+        (
+            'config.json',
+            lambda x: x.replace(b'"width": 8', b'"width": 16'),
+            'its configuration makes it',
+        ),
+        ('weights.safetensors', lambda x: x[:-1], 'cannot be read'),
+        (
+            'weights.safetensors',
+            lambda x: x[:-1] + bytes([x[-1] ^ 1]),
+            'is damaged',
+        ),
+    ],
+)
+def test_damage_is_seen(exported, tmp_path, file, change, said):
+  path = shutil.copytree(exported, tmp_path / 'copy')
+  if change is None:
+    (path / file).unlink()
+  else:
+    before = (path / file).read_bytes()
+    (path / file).write_bytes(change(before))
+    assert (path / file).read_bytes() != before
+  assert said in message_of(gmvq_jax.Tokenizer.load, path)
+
+
+def test_the_decoder_in_pytorch(exported, tokenizer, rng):
+  torch = pytest.importorskip('torch')
+  sys.path.insert(0, str(EXAMPLES))
+  try:
+    import torch_decoder
+  finally:
+    sys.path.pop(0)
+  codes = rng.integers(0, 24, (9, 4, 5))
+  decoded = torch_decoder.decode(exported, torch.from_numpy(codes))
+  np.testing.assert_allclose(decoded, tokenizer.decode(codes), atol=1e-4)

@@ -1,0 +1,344 @@
+"""Sets of images to codes and back."""
+
+import json
+import pathlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+import gmvq_jax
+from gmvq_jax import bits
+from gmvq_jax import codes as codes_lib
+from gmvq_jax import errors
+from gmvq_jax import transcode
+from gmvq_jax.data import pixels
+from gmvq_jax.data import whole
+
+
+@pytest.fixture(scope='module')
+def tokenizer(trained):
+  return gmvq_jax.Tokenizer.load(trained[0])
+
+
+@pytest.fixture
+def images(trained, tmp_path):
+  """The path of the images in a file, and they themselves."""
+  np.save(tmp_path / 'images.npy', trained[1])
+  return f'array:{tmp_path}/images.npy', trained[1]
+
+
+def encode(tokenizer, name, output, **kwargs):
+  loaded = transcode.load_images(tokenizer, name)
+  return transcode.encode(
+      tokenizer, loaded, str(output), name=name, **kwargs
+  )
+
+
+def contents(path):
+  return {p.name: p.read_bytes() for p in path.glob('*.array_record')}
+
+
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize('output', ['codes', 'codes.npz', 'deep/er/codes'])
+def test_a_set_of_images(tokenizer, images, tmp_path, output, packed):
+  name, array = images
+  path = tmp_path / output
+  summary = encode(tokenizer, name, path, packed=packed, shard_size=25)
+  codes = codes_lib.open(path)
+  expected = tokenizer.encode(array)
+  assert codes.description.tokenizer == tokenizer.hash
+  assert codes.description.image_shape == (16, 16, 3)
+  assert codes.description.bits == (5 if packed else 8)
+  assert name in codes.description.images
+  for i in (0, 24, 25, 59):
+    assert codes[i][0] == f'{i:06}'
+    np.testing.assert_array_equal(codes[i][1], expected[i])
+
+  counts = np.bincount(expected.ravel(), minlength=24)
+  assert summary['images'] == 60
+  assert summary['codes'] == 60 * 16
+  assert summary['bytes'] == 60 * (10 if packed else 16)
+  assert summary['bytes_packed'] == 60 * 10
+  assert summary['entropy'] == bits.entropy(counts)
+  assert summary['perplexity'] == pytest.approx(2 ** bits.entropy(counts))
+  assert summary['entropy_bits_per_pixel'] == summary['entropy'] / 16
+  length = bits.adaptive_length(counts) / 8
+  assert length <= summary['bytes_entropy_coded'] < length + 1
+  assert 0 < summary['device_busy'] <= 1
+  assert summary['images_per_second'] > 0
+
+
+def test_it_continues_where_it_was_stopped(
+    tokenizer, images, tmp_path, monkeypatch
+):
+  """Also within a file, of which nothing is left then."""
+  name, _ = images
+  encode(tokenizer, name, tmp_path / 'whole', shard_size=10)
+  path = tmp_path / 'codes'
+  real, calls = codes_lib.write_shard, []
+
+  def stop_at_the_third(*args):
+    calls.append(args[2])
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    real(*args)
+
+  monkeypatch.setattr(codes_lib, 'write_shard', stop_at_the_third)
+  with pytest.raises(KeyboardInterrupt):
+    encode(tokenizer, name, path, shard_size=10)
+  with pytest.raises(errors.UserError, match='4 of its 6 files are not there'):
+    codes_lib.open(path)
+  summary = encode(tokenizer, name, path, shard_size=10)
+  assert calls == [0, 1, 2, 2, 3, 4, 5]
+  assert contents(path) == contents(tmp_path / 'whole')
+  assert summary['images_per_second'] > 0
+
+  again = encode(tokenizer, name, path, shard_size=10)
+  assert len(calls) == 7, 'nothing was left to do'
+  assert 'images_per_second' not in again
+  assert again['entropy'] == summary['entropy']
+
+
+def test_a_small_set_is_not_encoded_twice(tokenizer, images, tmp_path):
+  name, _ = images
+  path = tmp_path / 'codes.npz'
+  encode(tokenizer, name, path)
+  before = path.stat().st_mtime_ns
+  assert 'images_per_second' not in encode(tokenizer, name, path)
+  assert path.stat().st_mtime_ns == before
+
+
+def test_a_failing_image_leaves_whole_files(tokenizer, images, tmp_path):
+  name, array = images
+  loaded = transcode.load_images(tokenizer, name)
+
+  class Broken:
+    shape = array.shape
+
+    def __len__(self):
+      return len(array)
+
+    def __getitem__(self, index):
+      if isinstance(index, slice) and index.start == 40:
+        raise errors.UserError('image 40: no longer there')
+      return array[index]
+
+  with pytest.raises(errors.UserError, match='image 40'):
+    transcode.encode(
+        tokenizer,
+        loaded._replace(images=Broken()),
+        str(tmp_path / 'codes'),
+        name=name,
+        shard_size=20,
+    )
+  encode(tokenizer, name, tmp_path / 'codes', shard_size=20)
+  encode(tokenizer, name, tmp_path / 'whole', shard_size=20)
+  assert contents(tmp_path / 'codes') == contents(tmp_path / 'whole')
+
+
+def message_of(function, *args, **kwargs):
+  with pytest.raises(errors.UserError) as caught:
+    function(*args, **kwargs)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_outputs_that_hold_something_else(tokenizer, images, tmp_path):
+  name, array = images
+  np.save(tmp_path / 'other.npy', array[::-1])
+  path = tmp_path / 'codes'
+  encode(tokenizer, name, path)
+  before = contents(path)
+  other = f'array:{tmp_path}/other.npy'
+  assert 'images is' in message_of(encode, tokenizer, other, path)
+  assert 'bits is 8, not 5' in message_of(
+      encode, tokenizer, name, path, packed=True
+  )
+  assert contents(path) == before
+  small = tmp_path / 'codes.npz'
+  encode(tokenizer, name, small)
+  assert 'images is' in message_of(encode, tokenizer, other, small)
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'thesis.tex').write_text('')
+  assert 'holds thesis.tex' in message_of(
+      encode, tokenizer, name, tmp_path / 'mine'
+  )
+  assert 'cannot be written' in message_of(
+      encode, tokenizer, name, tmp_path / 'images.npy' / 'codes'
+  )
+
+
+def test_images_that_do_not_fit(tokenizer, tmp_path):
+  np.save(tmp_path / 'grey.npy', np.zeros((3, 16, 16), np.uint8))
+  np.save(tmp_path / 'odd.npy', np.zeros((3, 16, 18, 3), np.uint8))
+  np.save(tmp_path / 'none.npy', np.zeros((0, 16, 16, 3), np.uint8))
+
+  def message(name):
+    return message_of(transcode.load_images, tokenizer, name)
+
+  assert '1 channels' in message(f'array:{tmp_path}/grey.npy')
+  assert '16 x 18' in message(f'array:{tmp_path}/odd.npy')
+  assert 'there must be one' in message(f'array:{tmp_path}/none.npy')
+  for name in ('images', 'folder:', ':test', ''):
+    assert 'give folder:PATH' in message(name)
+  assert 'no such folder' in message(f'folder:{tmp_path}/none')
+  assert 'holds no image' in message(f'folder:{tmp_path}')
+  assert 'no such file' in message(f'array:{tmp_path}/none.np')
+  assert 'there is no such split' in message('photographs:all')
+
+
+@pytest.fixture
+def folder(tmp_path, rng):
+  """Images of three sizes, in folders."""
+  path = tmp_path / 'folder'
+  for name, shape in (
+      ('b/one.png', (20, 30)), ('a.jpg', (40, 24)), ('b/c/ä ö.png', (16, 16)),
+  ):  # fmt: skip
+    file = path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels_of = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    Image.fromarray(pixels_of).save(file)
+  return path
+
+
+def test_a_folder_keeps_its_names(tokenizer, folder, tmp_path):
+  loaded = transcode.load_images(tokenizer, f'folder:{folder}', size=16)
+  assert loaded.files == ('a.jpg', 'b/c/ä ö.png', 'b/one.png')
+  path = tmp_path / 'codes'
+  transcode.encode(tokenizer, loaded, str(path), name='folder')
+  codes = codes_lib.open(path)
+  assert [name for name, _ in codes] == list(loaded.files)
+  np.testing.assert_array_equal(
+      codes[1][1], tokenizer.encode(folder / 'b/c/ä ö.png')[0]
+  )
+  transcode.decode(tokenizer, codes, str(tmp_path / 'decoded'))
+  found = {
+      p.relative_to(tmp_path / 'decoded').as_posix()
+      for p in (tmp_path / 'decoded').rglob('*.png')
+  }
+  assert found == {'a.jpg.png', 'b/c/ä ö.png', 'b/one.png'}
+
+
+def test_sizes_are_those_of_training_unless_given(tokenizer, folder):
+  with pytest.raises(errors.UserError, match='3 sizes'):
+    transcode.load_images(tokenizer, f'folder:{folder}')
+  loaded = transcode.load_images(
+      tokenizer, f'folder:{folder}', crop=16, size=32
+  )
+  assert loaded.images.shape == (3, 32, 32, 3)
+
+
+def test_arrays_in_a_file(trained, tmp_path):
+  np.savez(tmp_path / 'x.npz', one=trained[1], two=trained[1][:3])
+
+  def load(array):
+    return whole.load(f'array:{tmp_path}/x.npz{array}', pixels.Shape())
+
+  assert load(':two').images.shape == (3, 16, 16, 3)
+  assert 'one, two' in message_of(load, '')
+  assert 'one, two' in message_of(load, ':three')
+
+
+def test_photographs_by_split():
+  loaded = whole.load('photographs:validation', pixels.Shape(size=16))
+  assert loaded.images.shape == (512, 16, 16, 3)
+  assert loaded.name(3) == 'validation/000003'
+
+
+@pytest.fixture
+def codes(tokenizer, images, tmp_path):
+  encode(tokenizer, images[0], tmp_path / 'encoded')
+  return codes_lib.open(tmp_path / 'encoded')
+
+
+def test_decoded_files_are_the_images(tokenizer, images, codes, tmp_path):
+  output = tmp_path / 'decoded'
+  transcode.decode(tokenizer, codes, str(output), limit=7)
+  files = sorted(output.glob('*.png'))
+  assert [p.name for p in files] == [f'{i:06}.png' for i in range(7)]
+  expected = np.round(255 * tokenizer.reconstruct(images[1][:7]))
+  np.testing.assert_array_equal(
+      [np.asarray(Image.open(file)) for file in files], expected
+  )
+
+
+def test_decoding_continues(tokenizer, codes, tmp_path):
+  output = tmp_path / 'decoded'
+  transcode.decode(tokenizer, codes, str(output), limit=3)
+  known = (output / '000001.png').stat().st_mtime_ns
+  (output / '000002.png').unlink()
+  transcode.decode(tokenizer, codes, str(output))
+  assert len(list(output.glob('*.png'))) == 60
+  assert (output / '000001.png').stat().st_mtime_ns == known
+
+
+def test_decoding_overwrites_nothing(tokenizer, codes, tmp_path):
+  output = tmp_path / 'originals'
+  output.mkdir()
+  (output / '000001.png').write_bytes(b'precious')
+  assert 'a folder of its own' in message_of(
+      transcode.decode, tokenizer, codes, str(output)
+  )
+  assert (output / '000001.png').read_bytes() == b'precious'
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['../../evil', '/tmp/evil', 'a/../../../evil', '..', '', '.', 'x\0y',
+     'a\nb', './evil.png'],
+)
+def test_names_stay_in_the_folder(tokenizer, codes, tmp_path, name):
+  path = tmp_path / 'codes.npz'
+  description = codes.description._replace(count=1)
+  codes_lib.write_npz(path, description, [name], codes[0][1][None])
+  output = tmp_path / 'deep' / 'er' / 'decoded'
+  transcode.decode(tokenizer, codes_lib.open(path), str(output))
+  assert len(list(output.rglob('*.png'))) == 1
+  assert not list(tmp_path.glob('*.png')) + list(tmp_path.glob('deep/*.png'))
+  assert not pathlib.Path('/tmp/evil.png').exists()
+
+
+def test_a_contact_sheet(tokenizer, images, codes, tmp_path):
+  output = tmp_path / 'sheet.png'
+  transcode.decode(tokenizer, codes, str(output), limit=5)
+  sheet = np.asarray(Image.open(output))
+  assert sheet.shape == (2 * 18 - 2, 3 * 18 - 2, 3)
+  expected = np.round(255 * tokenizer.reconstruct(images[1][:5]))
+  np.testing.assert_array_equal(sheet[18:34, 18:34], expected[4])
+  assert (sheet[18:, 36:] == 255).all()
+
+
+def test_codes_of_another_tokenizer_are_refused(tokenizer, codes, tmp_path):
+  other = codes_lib.Codes(codes.description._replace(tokenizer='f' * 64), None)
+  message = message_of(
+      transcode.decode, tokenizer, other, str(tmp_path / 'x.png')
+  )
+  assert tokenizer.hash[:12] in message and 'ffffffffffff' in message
+  assert not (tmp_path / 'x.png').exists()
+
+
+def test_a_page_of_reconstructions(tokenizer, images, tmp_path):
+  name, array = images
+  loaded = transcode.load_images(tokenizer, name)
+  output = tmp_path / 'pages' / 'page.html'
+  summary = transcode.reconstruct(
+      tokenizer, loaded, str(output), name='<mine>', limit=5
+  )
+  page = output.read_text()
+  assert page.count('data:image/png') == 5
+  assert '&lt;mine&gt;, reconstructed' in page
+  assert '000004' in page and '000005' not in page
+  assert tokenizer.hash[:12] in page
+  error = tokenizer.reconstruct(array[:5]) - array[:5] / 255
+  assert summary['mse'] == pytest.approx(np.mean(np.square(error)))
+  assert 'must be the name of a .html' in message_of(
+      transcode.reconstruct, tokenizer, loaded, 'page', name=name
+  )
+
+
+def test_the_description_is_json_that_anyone_can_read(codes, tmp_path):
+  fields = json.loads((tmp_path / 'encoded' / 'codes.json').read_text())
+  assert fields['grid'] == [4, 4]
+  assert fields['num_codes'] == 24
+  assert fields['tokenizer'] == codes.description.tokenizer
