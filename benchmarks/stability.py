@@ -4,11 +4,13 @@
         [--output=FILE.json]
 
 Every image is encoded with batches of 1, 7 and 256 on 1, 2 and 8 (virtual)
-devices, in float32 and in bfloat16, each number of devices in a process of its
-own. For comparison also in float32 as one would without a tokenizer: the same
-function, compiled for batches of these sizes. A code that flips is one that is
-not what a batch of 256 on one device gave. Its margin is what the logit of the
-best code is above the next, in nats, computed in float64 (of GM-VQ alone).
+devices, in float32 and, but for batches of 1, in bfloat16, each number of
+devices in a process of its own. For comparison also in float32 as one would
+without a tokenizer: the same function, compiled for batches of these sizes.
+
+A code that flips is one that is not what a batch of 256 on one device gave. Its
+margin is what the logit of the best code is above the next, in nats, computed
+in float64 (of GM-VQ alone).
 """
 
 import os
@@ -35,8 +37,7 @@ _OUTPUT = flags.DEFINE_string('output', '', 'Where to write the result.')
 _CODES = flags.DEFINE_string('codes', '', 'For itself: where to write codes.')
 
 _DEVICES = (1, 2, 8)
-_BATCHES = (256, 7, 1)
-_DTYPES = ('float32', 'bfloat16')
+_BATCHES = {'float32': (256, 7, 1), 'bfloat16': (256, 7)}
 _SHOWN = 20
 
 
@@ -62,15 +63,15 @@ def _in_batches(encode, images, size):
 def _write_codes(path):
   """Encodes in all ways that this number of devices allows."""
   codes = {}
-  for dtype in _DTYPES:
+  for dtype, sizes in _BATCHES.items():
     tokenizer = _tokenizer(dtype)
     images = transcode.load_images(tokenizer, _INPUT.value).images[:]
-    for size in _BATCHES:
+    for size in sizes:
       codes[f'{dtype} {size}'] = _in_batches(tokenizer.encode, images, size)
     if jax.device_count() == 1 and dtype == 'float32':
       plain = jax.jit(tokenizer.encode_unit)
       variables = jax.device_get(tokenizer.variables)
-      for size in _BATCHES:
+      for size in sizes:
         codes[f'without {size}'] = _in_batches(
             lambda x, plain=plain, v=variables: plain(v, x), images, size
         )
@@ -92,12 +93,15 @@ def _margins():
 
   codebook = tokenizer.codebook.astype(np.float64)
   centre = codebook.mean(axis=0)
-  keys = np.asarray(posterior.keys(codebook, centre))
+  with jax.enable_x64(True):
+    keys = np.asarray(posterior.keys(codebook, centre))
   parts = []
   for i in progress.track(range(0, len(images), 256), 'Margins'):
     z_hat, raw = np.split(np.float64(latents(images[i : i + 256])), 2, axis=-1)
     precision = tokenizer.config.quantizer.weight_scale * np.logaddexp(raw, 0)
-    logits = np.asarray(posterior.queries(z_hat, precision, centre)) @ keys.T
+    with jax.enable_x64(True):
+      queries = np.asarray(posterior.queries(z_hat, precision, centre))
+    logits = queries @ keys.T
     best = np.partition(logits, -2, axis=-1)[..., -2:]
     parts.append(best[..., 1] - best[..., 0])
   return np.concatenate(parts)
@@ -115,6 +119,7 @@ def _main(_):
   if _CODES.value:
     _write_codes(_CODES.value)
     return
+  margins = _margins()
   with tempfile.TemporaryDirectory() as folder:
     codes = {}
     for count in _DEVICES:
@@ -123,8 +128,6 @@ def _main(_):
       environment = {'JAX_NUM_CPU_DEVICES': str(count)}
       subprocess.run(command, env=os.environ | environment, check=True)
       codes[count] = dict(np.load(path))
-  with jax.enable_x64(True):
-    margins = _margins()
   truth = codes[1]['float32 256']
   result = {'hardware': timing.hardware(), 'tokens': truth.size}
   if margins is not None:
@@ -134,14 +137,14 @@ def _main(_):
         'below_1e-3': int((margins < 1e-3).sum()),
         'median': float(np.median(margins)),
     }
-  for dtype in _DTYPES:
+  for dtype, sizes in _BATCHES.items():
     reference = codes[1][f'{dtype} 256']
     result[dtype] = {
         f'{count} devices, batches of {size}': _compare(
             codes[count][f'{dtype} {size}'], reference, margins
         )
         for count in _DEVICES
-        for size in _BATCHES
+        for size in sizes
     }
   result['bfloat16 against float32'] = _compare(
       codes[1]['bfloat16 256'], truth, None
@@ -150,7 +153,7 @@ def _main(_):
       f'batches of {size}': _compare(
           codes[1][f'without {size}'], codes[1]['without 256'], margins
       )
-      for size in _BATCHES
+      for size in _BATCHES['float32']
   }
   timing.report(result, _OUTPUT.value)
 

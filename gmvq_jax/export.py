@@ -88,7 +88,7 @@ def programs(tokenizer: tokenizer_lib.Tokenizer) -> dict[str, bytes]:
     def in_units(platform):
       size = tokenizer_lib.unit_size(height, width, platform)
       # As arguments would be: what XLA computes beforehand it rounds otherwise.
-      known = jax.lax.optimization_barrier(variables)
+      known = jax.tree.map(jax.lax.optimization_barrier, variables)
       of_unit = functools.partial(function, known)
       return functools.partial(_in_units, of_unit, size)
 
@@ -97,9 +97,10 @@ def programs(tokenizer: tokenizer_lib.Tokenizer) -> dict[str, bytes]:
           x, cpu=in_units('cpu'), default=in_units('accelerator')
       )
 
-    exported = export_lib.export(jax.jit(of_batch), platforms=PLATFORMS)(
-        jax.ShapeDtypeStruct((batch, *shape), dtype)
-    )
+    with jax.enable_x64(False):
+      exported = export_lib.export(jax.jit(of_batch), platforms=PLATFORMS)(
+          jax.ShapeDtypeStruct((batch, *shape), dtype)
+      )
     return bytes(exported.serialize())
 
   grid = tokenizer.grid(height, width)

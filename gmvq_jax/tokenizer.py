@@ -89,7 +89,8 @@ class Tokenizer:
     self.config = config
     self.image_shape = tuple(image_shape)
     self.model = _model(config, image_shape)
-    like = programs.abstract_state(config, image_shape[-1]).variables
+    with jax.enable_x64(False):
+      like = programs.abstract_state(config, image_shape[-1]).variables
     variables = weights.to_variables(tensors, like, where)
     self.tensors = tensors
     self.num_codes = self.model.quantizer.num_codes
@@ -110,9 +111,9 @@ class Tokenizer:
       errors.UserError: (a ValueError) when there is none, or it is damaged.
     """
     path = pathlib.Path(path).expanduser()
-    if (path / WEIGHTS_FILE).exists():
-      return _load_exported(path)
-    return _load_workdir(path)
+    exported = (path / WEIGHTS_FILE).exists()
+    with jax.enable_x64(False):  # Whatever else the program does.
+      return _load_exported(path) if exported else _load_workdir(path)
 
   @property
   def channels(self) -> int:
@@ -262,7 +263,8 @@ class Tokenizer:
       part = batch[start : start + size]
       missing = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)
       part = distributed.divide(np.pad(part, missing), self._mesh)
-      running.append(program(self._variables, part))
+      with jax.enable_x64(False):
+        running.append(program(self._variables, part))
       if len(running) > _IN_FLIGHT:
         done.append(np.asarray(running.popleft()))
     done += map(np.asarray, running)

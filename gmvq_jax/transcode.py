@@ -96,7 +96,8 @@ def encode(
     shard_size: images in a file of a folder.
 
   Returns:
-    A summary: sizes in bytes, `entropy` in bits per code, rates.
+    A summary: sizes in bytes, `entropy` in bits per code, and what was achieved
+    now, by all processes. Empty but on the first of them.
 
   Raises:
     errors.UserError: when the output cannot be written, or is something else.
@@ -117,14 +118,15 @@ def encode(
   )
   meter = _Meter()
   write = _encode_npz if small else _encode_folder
-  write(tokenizer, loaded, described, output, meter)
-  summary = None
-  if distributed.is_first():
-    summary = _summary(codes_lib.open(output), tokenizer) | meter.result()
-  return summary
+  count = write(tokenizer, loaded, described, output, meter)
+  rates = meter.rates(count)
+  if not distributed.is_first():
+    return {}
+  return _summary(codes_lib.open(output), tokenizer) | rates
 
 
 def _encode_npz(tokenizer, loaded, described, output, meter):
+  """Writes a file, unless it is there; returns how many images that were."""
   if jax.process_count() > 1:
     raise errors.UserError(
         f'--output={output}: a .npz is written by one process; give a folder'
@@ -133,13 +135,15 @@ def _encode_npz(tokenizer, loaded, described, output, meter):
   if path.exists():
     known = codes_lib.open(path).description
     _check_same(described, known, output)
-    return
+    return 0
   workdir.create(str(path.parent), 'output')
   ((_, names, codes),) = _shards(tokenizer, loaded, described, [0], meter)
   codes_lib.write_npz(path, described, names, codes)
+  return described.count
 
 
 def _encode_folder(tokenizer, loaded, described, output, meter):
+  """Writes what is missing; returns how many images that were."""
   first = distributed.from_first
   path = pathlib.Path(first(lambda: str(workdir.create(output, 'output'))))
   with contextlib.ExitStack() as stack:
@@ -163,13 +167,16 @@ def _encode_folder(tokenizer, loaded, described, output, meter):
           if not (path / described.shard_name(shard)).exists()
       ]
 
-    shards = first(missing)[jax.process_index() :: jax.process_count()]
+    shards = first(missing)
+    mine = shards[jax.process_index() :: jax.process_count()]
     for shard, names, codes in _shards(
-        tokenizer, loaded, described, shards, meter
+        tokenizer, loaded, described, mine, meter
     ):
       codes_lib.write_shard(path, described, shard, names, codes)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('encoded')
+  size = described.shard_size
+  return sum(min(size, described.count - shard * size) for shard in shards)
 
 
 def _shards(tokenizer, loaded, described, shards, meter):
@@ -190,7 +197,7 @@ def _shards(tokenizer, loaded, described, shards, meter):
     if start >= stop:  # The last file has fewer.
       return shard, start, None
     images = loaded.images[start:stop]
-    with meter.busy(len(images)):
+    with meter.busy():
       return shard, start, tokenizer.encode(images)
 
   ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
@@ -257,19 +264,19 @@ class _Meter:
 
   def __init__(self):
     self._lock = threading.Lock()
-    self._running = self._images = 0
+    self._running = 0
     self._start = self._since = self._seconds = 0.0
 
   @contextlib.contextmanager
-  def busy(self, images: int) -> Iterator[None]:
-    """Is entered while the devices have these images."""
-    self._add(1, 0)
+  def busy(self) -> Iterator[None]:
+    """Is entered while the devices have images."""
+    self._add(1)
     try:
       yield
     finally:
-      self._add(-1, images)
+      self._add(-1)
 
-  def _add(self, change, images):
+  def _add(self, change):
     now = time.perf_counter()
     with self._lock:
       self._start = self._start or now
@@ -277,15 +284,14 @@ class _Meter:
         self._seconds += now - self._since
       self._since = now
       self._running += change
-      self._images += images
 
-  def result(self) -> dict[str, float]:
-    """Returns the rate, and the share of the time in which they had."""
-    wall = self._since - self._start
-    if not wall:
+  def rates(self, images: int) -> dict[str, float]:
+    """Returns images per second, and the share of time in which they had."""
+    if not images:
       return {}
+    wall = time.perf_counter() - self._start
     return {
-        'images_per_second': self._images / wall,
+        'images_per_second': images / wall,
         'device_busy': self._seconds / wall,
     }
 
