@@ -1,6 +1,5 @@
 """GM-VQ and vector quantization in JAX: pure functions and Flax modules."""
 
-import importlib
 from typing import Any
 
 from gmvq_jax.albo import Albo
@@ -35,9 +34,6 @@ from gmvq_jax.quantizers import with_alternate_optimization
 from gmvq_jax.quantizers import with_frozen_codebook
 from gmvq_jax.quantizers import with_l2_normalization
 from gmvq_jax.quantizers import with_replacement
-
-# What reads and writes files is imported when it is used.
-_LAZY = {'Tokenizer': 'gmvq_jax.tokenizer', 'codes': 'gmvq_jax.codes'}
 
 __all__ = [
     'Albo',
@@ -78,7 +74,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-  if name not in _LAZY:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  module = importlib.import_module(_LAZY[name])
-  return getattr(module, name, module)
+  """Imports what reads and writes files when it is used."""
+  if name == 'Tokenizer':
+    from gmvq_jax.tokenizer import Tokenizer
+
+    return Tokenizer
+  if name == 'codes':
+    import gmvq_jax.codes as codes
+
+    return codes
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

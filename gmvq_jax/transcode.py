@@ -321,6 +321,13 @@ def decode(
         f'the codes are of tokenizer {made_by[:12]}, and this one is'
         f' {tokenizer.hash[:12]}; decode them with the one that made them'
     )
+  described = codes.description
+  grid = tokenizer.grid(*described.image_shape[:2])
+  if described.grid != grid:
+    raise errors.UserError(
+        f'the codes are {described.grid[0]} x {described.grid[1]} for an image;'
+        f' of this tokenizer they are {grid[0]} x {grid[1]}'
+    )
   count = min(limit or len(codes), len(codes))
   if output.endswith('.png'):
     _decode_sheet(tokenizer, codes, output, min(count, limit or _SHEET))

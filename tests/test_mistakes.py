@@ -79,6 +79,24 @@ MISTAKES = {
         'summary.json: cannot be read',
     ),
     'from what is no run': (['init_from=DIR/empty'], 'holds no config.json'),
+    # The tokenizer.
+    'no output': (
+        ['--mode=encode', '--input=cifar10:test'],
+        '--output is missing',
+    ),
+    'a flag of another mode': (
+        ['--mode=evaluate', '--output=DIR/x'],
+        '--output=DIR/x: is not for --mode=evaluate, which takes --workdir',
+    ),
+    'no tokenizer': (
+        ['--mode=encode', '--input=cifar10:test', '--output=DIR/x',
+         '--workdir=DIR/empty'],
+        'DIR/empty: holds no config.json',
+    ),
+    'an untrained tokenizer': (
+        ['--mode=export', '--output=DIR/x', '--workdir=DIR/started'],
+        'there is no checkpoint yet',
+    ),
     'nobody to join': (
         ['--workdir=DIR/run', '--distributed'],
         '--distributed: the processes of the run are not found',

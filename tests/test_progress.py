@@ -61,6 +61,16 @@ def test_long_work_says_how_far_it_is(capsys, monkeypatch):
   ]
 
 
+def test_long_work_says_how_fast_it_is(capsys, monkeypatch):
+  pass_time(monkeypatch, [0, *range(0, 60, 4)])
+  items = progress.track(
+      iter(range(10)), 'Encoding', total=10, images_per_item=64
+  )
+  assert list(items) == list(range(10))
+  _, lines = capsys.readouterr()
+  assert lines.splitlines()[0] == 'Encoding: 30%, 16 images/s, 0:28 left'
+
+
 def test_a_terminal_shows_a_bar_and_every_item_passes(capsys, monkeypatch):
   monkeypatch.setenv('FORCE_COLOR', '1')  # For rich: it is a terminal.
   assert list(progress.track(range(5), 'Reading')) == list(range(5))

@@ -289,6 +289,18 @@ def test_images_of_32_bits_are_refused(tokenizer):
   assert '32 bits' in message_of(tokenizer.encode, image)
 
 
+def test_codes_do_not_depend_on_the_default_precision(trained, tokenizer, x64):
+  """With float64 on, the same codes and pixels."""
+  _, images = trained
+  codes = tokenizer.encode(images)
+  loaded = gmvq_jax.Tokenizer.load(trained[0])
+  assert loaded.hash == tokenizer.hash
+  np.testing.assert_array_equal(loaded.encode(images), codes)
+  decoded = loaded.decode(codes)
+  assert decoded.dtype == np.float32
+  np.testing.assert_array_equal(decoded, tokenizer.decode(codes))
+
+
 def test_no_function_of_the_users_is_imported(tmp_path, monkeypatch):
   """A loss that is `MODULE:FUNCTION` is for training."""
   (tmp_path / 'boom.py').write_text('raise SystemExit("executed")')

@@ -318,6 +318,14 @@ def test_codes_of_another_tokenizer_are_refused(tokenizer, codes, tmp_path):
   assert not (tmp_path / 'x.png').exists()
 
 
+def test_a_wrong_grid_is_refused(tokenizer, codes, tmp_path):
+  wrong = codes.description._replace(image_shape=(16, 32, 3))
+  wrong = codes_lib.Codes(wrong, None)
+  assert 'are 4 x 4 for an image; of this tokenizer they are 4 x 8' in (
+      message_of(transcode.decode, tokenizer, wrong, str(tmp_path / 'x'))
+  )
+
+
 def test_a_page_of_reconstructions(tokenizer, images, tmp_path):
   name, array = images
   loaded = transcode.load_images(tokenizer, name)

@@ -1,0 +1,43 @@
+"""The programs of examples/."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+import gmvq_jax
+from gmvq_jax import transcode
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / 'examples'
+
+
+def test_prior(trained, photographs, tmp_path):
+  """It is better than frequencies, on codes that follow one another."""
+  workdir, held_out = trained
+  tokenizer = gmvq_jax.Tokenizer.load(workdir)
+  for name, images in (('train', photographs[:480]), ('held_out', held_out)):
+    np.save(tmp_path / f'{name}.npy', images)
+    loaded = transcode.load_images(tokenizer, f'array:{tmp_path}/{name}.npy')
+    transcode.encode(tokenizer, loaded, str(tmp_path / name), name=name)
+  done = subprocess.run(
+      [
+          *(sys.executable, EXAMPLES / 'prior.py', f'--tokenizer={workdir}'),
+          *(f'--train={tmp_path}/train', f'--validation={tmp_path}/held_out'),
+          *(f'--output={tmp_path}/prior', '--steps=150', '--width=32'),
+          *('--layers=1', '--samples=9', '--batch=32'),
+      ],
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
+      capture_output=True,
+      text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  summary = json.loads((tmp_path / 'prior' / 'summary.json').read_text())
+  bits = summary['bits_per_image']
+  assert bits['transformer'] < bits['order 0'] < bits['uniform']
+  assert bits['uniform'] == 16 * np.log2(24)
+  sheet = Image.open(tmp_path / 'prior' / 'samples.png')
+  assert sheet.size == (2 * 52, 2 * 52)

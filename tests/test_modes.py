@@ -1,0 +1,134 @@
+"""The modes of the command line that make a tokenizer of a run."""
+
+import json
+import signal
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+import test_main
+import test_processes
+
+import gmvq_jax
+from gmvq_jax import errors
+from gmvq_jax import modes
+
+NOTHING = modes.Options(None, '', '', '', False, 0, None, None)
+
+
+def call(*flags):
+  result = test_main.call(*flags)
+  assert result.returncode == 0, result.stderr
+  return result.stdout
+
+
+def test_there_and_back_again(trained, tmp_path):
+  """Export, then encode, decode and reconstruct with what was exported."""
+  workdir, images = trained
+  np.save(tmp_path / 'images.npy', images)
+  source = f'--input=array:{tmp_path}/images.npy'
+  call('--mode=export', f'--workdir={workdir}', f'--output={tmp_path}/export')
+  tokenizer = f'--workdir={tmp_path}/export'
+  out = call(
+      '--mode=encode', tokenizer, source, f'--output={tmp_path}/codes',
+      '--packed',
+  )  # fmt: skip
+  summary = json.loads(out)
+  assert summary['images'] == 60
+  assert summary['bits_per_code'] == 5
+  loaded = gmvq_jax.Tokenizer.load(workdir)
+  codes = gmvq_jax.codes.open(tmp_path / 'codes')
+  np.testing.assert_array_equal(codes[7][1], loaded.encode(images)[7])
+
+  sheet = tmp_path / 'sheet.png'
+  call(
+      '--mode=decode', f'--workdir={workdir}', f'--input={tmp_path}/codes',
+      f'--output={sheet}', '--limit=4',
+  )  # fmt: skip
+  assert Image.open(sheet).size == (34, 34)
+  out = call(
+      '--mode=reconstruct', tokenizer, source,
+      f'--output={tmp_path}/page.html', '--limit=3',
+  )  # fmt: skip
+  assert json.loads(out)['images'] == 3
+  assert (tmp_path / 'page.html').exists()
+
+
+@pytest.fixture
+def many(trained, tmp_path):
+  """More images than fit into a file of codes, and what encodes them."""
+  np.save(tmp_path / 'many.npy', np.tile(trained[1], (400, 1, 1, 1)))
+  return [
+      '--mode=encode',
+      f'--workdir={trained[0]}',
+      f'--input=array:{tmp_path}/many.npy',
+  ]
+
+
+def records(path):
+  return {p.name: p.read_bytes() for p in path.glob('*.array_record')}
+
+
+def test_killed_encoding_continues(many, tmp_path):
+  """SIGKILL, then Ctrl-C, each after another file; then to the end."""
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  call(*many, f'--output={whole}')
+  assert len(records(whole)) == 6
+  for number in (signal.SIGKILL, signal.SIGINT):
+    before = len(records(parts))
+    process = test_main.start(*many, f'--output={parts}')
+    while len(records(parts)) == before:
+      assert process.poll() is None, process.communicate()
+      time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT and process.returncode:
+      assert err.splitlines()[-1] == (
+          'error: interrupted; the same command continues'
+      )
+      assert 'Traceback' not in err
+  call(*many, f'--output={parts}')
+  assert records(parts) == records(whole)
+  assert {p.suffix for p in parts.iterdir() if p.name != '.lock'} == {
+      '.json', '.array_record',
+  }  # fmt: skip
+
+
+def test_two_processes_share_the_work(many, tmp_path):
+  call(*many, f'--output={tmp_path}/one')
+  first, second = test_processes.finish(
+      test_processes.start([*many, f'--output={tmp_path}/two'], 2, 2)
+  )
+  assert records(tmp_path / 'two') == records(tmp_path / 'one')
+  # Gloo writes to standard output too.
+  assert json.loads(first[first.index('{') :])['images'] == 24000
+  assert '{' not in second  # One speaks for all.
+
+
+@pytest.mark.parametrize('name', modes.MODES)
+def test_what_a_mode_needs_is_named(name):
+  with pytest.raises(errors.UserError, match='--[a-z]+ is missing; [a-z]+'):
+    modes.check(name, NOTHING)
+
+
+@pytest.mark.parametrize(
+    'name, given',
+    [
+        ('train', {'input': 'x'}),
+        ('evaluate', {'packed': True}),
+        ('decode', {'size': 8}),
+        ('export', {'limit': 3}),
+        ('encode', {'limit': 3}),
+    ],
+)
+def test_what_is_not_for_a_mode_is_named(name, given):
+  whole = NOTHING._replace(config='x', workdir='x')
+  if name not in ('train', 'evaluate'):
+    whole = whole._replace(output='x')
+  if name in ('encode', 'decode'):
+    whole = whole._replace(input='x')
+  modes.check(name, whole)
+  (option,) = given
+  with pytest.raises(errors.UserError, match=f'--{option}=.* is not for'):
+    modes.check(name, whole._replace(**given))
