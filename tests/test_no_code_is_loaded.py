@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import tiny
 
+import gmvq_jax
 from gmvq_jax import checkpoint
 from gmvq_jax import data
 from gmvq_jax import errors
+from gmvq_jax import export
 from gmvq_jax import results
 from gmvq_jax import train
 from gmvq_jax.data import sources
@@ -154,3 +156,26 @@ def test_a_work_directory(tmp_path, payload, photographs):
       raw(opened, payload)
     with pytest.raises(errors.UserError, match=f'{file}: cannot be read'):
       results.report_workdir(str(run))
+
+
+def test_a_tokenizer_and_its_codes(trained, tmp_path, payload):
+  """Each file that is read of an export, and both forms of codes."""
+  exported = export.export(str(trained[0]), str(tmp_path / 'export'))
+  for file in ('weights.safetensors', 'config.json'):
+    whole = (exported / file).read_bytes()
+    with open(exported / file, 'wb') as opened:
+      raw(opened, payload)
+    with pytest.raises(errors.UserError, match=file):
+      gmvq_jax.Tokenizer.load(exported)
+    (exported / file).write_bytes(whole)
+  with open(tmp_path / 'codes.json', 'wb') as opened:
+    raw(opened, payload)
+  np.savez(
+      tmp_path / 'codes.npz',
+      names=np.array([payload]),
+      codes=np.array([payload]),
+      description=np.array(payload),
+  )
+  for path in (tmp_path, tmp_path / 'codes.npz'):
+    with pytest.raises(errors.UserError, match='read'):
+      gmvq_jax.codes.open(path)

@@ -1,0 +1,54 @@
+"""Encodes and decodes a run's test split, and compares with its evaluation.
+
+    python benchmarks/round_trip.py --workdir=RUN --input=cifar10:test
+        [--output=FILE.json]
+"""
+
+import tempfile
+
+from absl import app
+from absl import flags
+import numpy as np
+import timing
+
+from gmvq_jax import codes as codes_lib
+from gmvq_jax import results
+from gmvq_jax import tokenizer as tokenizer_lib
+from gmvq_jax import transcode
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
+_INPUT = flags.DEFINE_string('input', None, 'Its test split.', required=True)
+_OUTPUT = flags.DEFINE_string('output', '', 'Where to write the result.')
+
+_AT_ONCE = 1000
+
+
+def _main(_):
+  tokenizer = tokenizer_lib.Tokenizer.load(_WORKDIR.value)
+  loaded = transcode.load_images(tokenizer, _INPUT.value)
+  with tempfile.TemporaryDirectory() as folder:
+    summary = transcode.encode(
+        tokenizer, loaded, folder, name=_INPUT.value, packed=True
+    )
+    codes = codes_lib.open(folder)
+    grids = np.stack([grid for _, grid in codes])
+  total = 0.0
+  for start in range(0, len(grids), _AT_ONCE):
+    part = slice(start, start + _AT_ONCE)
+    decoded = tokenizer.decode(grids[part]).astype(np.float64)
+    images = loaded.images[part]
+    total += np.sum(np.mean(np.square(decoded - images / 255), axis=(1, 2, 3)))
+  mse = total / len(grids)
+  evaluated = results.evaluate_workdir(_WORKDIR.value)['mse']
+  result = {
+      'hardware': timing.hardware(),
+      'mse': mse,
+      'evaluated_mse': evaluated,
+      'relative_difference': abs(mse - evaluated) / evaluated,
+      **summary,
+  }
+  timing.report(result, _OUTPUT.value)
+
+
+if __name__ == '__main__':
+  app.run(_main)
