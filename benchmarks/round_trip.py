@@ -12,9 +12,9 @@ import numpy as np
 import timing
 
 from gmvq_jax import codes as codes_lib
+from gmvq_jax import encoding
 from gmvq_jax import results
 from gmvq_jax import tokenizer as tokenizer_lib
-from gmvq_jax import transcode
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _INPUT = flags.DEFINE_string('input', None, 'Its test split.', required=True)
@@ -25,10 +25,10 @@ _AT_ONCE = 1000
 
 def _main(_):
   tokenizer = tokenizer_lib.Tokenizer.load(_WORKDIR.value)
-  loaded = transcode.load_images(tokenizer, _INPUT.value)
+  loaded = encoding.load_images(tokenizer, _INPUT.value)
   with tempfile.TemporaryDirectory() as folder:
-    summary = transcode.encode(
-        tokenizer, loaded, folder, name=_INPUT.value, packed=True
+    summary = encoding.encode(
+        tokenizer, loaded, folder, packed=True
     )
     codes = codes_lib.open(folder)
     grids = np.stack([grid for _, grid in codes])

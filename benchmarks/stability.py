@@ -26,10 +26,10 @@ import numpy as np
 import timing
 
 from gmvq_jax import autoencoder
+from gmvq_jax import encoding
 from gmvq_jax import posterior
 from gmvq_jax import progress
 from gmvq_jax import tokenizer as tokenizer_lib
-from gmvq_jax import transcode
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _INPUT = flags.DEFINE_string('input', 'cifar10:test', 'The images.')
@@ -43,11 +43,9 @@ _SHOWN = 20
 
 def _tokenizer(dtype):
   loaded = tokenizer_lib.Tokenizer.load(_WORKDIR.value)
-  if dtype == loaded.config.network.dtype:
-    return loaded
-  config = loaded.config.copy_and_resolve_references()
+  config = loaded.stored.config.copy_and_resolve_references()
   config.network.dtype = dtype
-  return tokenizer_lib.Tokenizer(config, loaded.tensors, loaded.image_shape)
+  return tokenizer_lib.Tokenizer(loaded.stored._replace(config=config))
 
 
 def _in_batches(encode, images, size):
@@ -65,7 +63,7 @@ def _write_codes(path):
   codes = {}
   for dtype, sizes in _BATCHES.items():
     tokenizer = _tokenizer(dtype)
-    images = transcode.load_images(tokenizer, _INPUT.value).images[:]
+    images = encoding.load_images(tokenizer, _INPUT.value).images[:]
     for size in sizes:
       codes[f'{dtype} {size}'] = _in_batches(tokenizer.encode, images, size)
     if jax.device_count() == 1 and dtype == 'float32':
@@ -81,9 +79,10 @@ def _write_codes(path):
 def _margins():
   """Returns how far the best code of each position is ahead, `[n, h, w]`."""
   tokenizer = _tokenizer('float32')
-  if not tokenizer.config.quantizer.name.startswith('gmvq'):
+  quantizer = tokenizer.stored.config.quantizer
+  if not quantizer.name.startswith('gmvq'):
     return None
-  images = transcode.load_images(tokenizer, _INPUT.value).images
+  images = encoding.load_images(tokenizer, _INPUT.value).images
   variables = jax.device_get(tokenizer.variables)
 
   @jax.jit
@@ -98,7 +97,7 @@ def _margins():
   parts = []
   for i in progress.track(range(0, len(images), 256), 'Margins'):
     z_hat, raw = np.split(np.float64(latents(images[i : i + 256])), 2, axis=-1)
-    precision = tokenizer.config.quantizer.weight_scale * np.logaddexp(raw, 0)
+    precision = quantizer.weight_scale * np.logaddexp(raw, 0)
     with jax.enable_x64(True):
       queries = np.asarray(posterior.queries(z_hat, precision, centre))
     logits = queries @ keys.T

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from gmvq_jax import errors
 from gmvq_jax import report
 from gmvq_jax import results
+from gmvq_jax import stored
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import weights
 
@@ -39,7 +40,7 @@ def export(workdir: str, output: str) -> pathlib.Path:
   Raises:
     errors.UserError: when there is no such run, or the output is not free.
   """
-  if (pathlib.Path(workdir).expanduser() / tokenizer_lib.WEIGHTS_FILE).exists():
+  if stored.is_exported(pathlib.Path(workdir).expanduser()):
     raise errors.UserError(
         f'--workdir={workdir}: is an exported tokenizer; give the work'
         ' directory of a run'
@@ -55,11 +56,16 @@ def export(workdir: str, output: str) -> pathlib.Path:
     unknown = ''
   except errors.UserError as error:  # Its images may be on another machine.
     known, unknown = {}, str(error)
-  described = tokenizer_lib.describe(tokenizer) | known
+  described = {
+      **stored.describe(tokenizer.stored),
+      'num_codes': tokenizer.num_codes,
+      'grid': tokenizer.grid(*tokenizer.image_shape[:2]),
+      **known,
+  }
   files = {
       'README.md': _card(tokenizer, known, unknown).encode(),
-      tokenizer_lib.CONFIG_FILE: _json(described).encode(),
-      tokenizer_lib.WEIGHTS_FILE: weights.to_bytes(tokenizer.tensors),
+      stored.CONFIG: _json(described).encode(),
+      stored.WEIGHTS: weights.to_bytes(tokenizer.stored.tensors),
       **{f'{k}.stablehlo': v for k, v in programs(tokenizer).items()},
   }
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +129,7 @@ def _in_units(function, size, batch):
 
 
 def _card(tokenizer, known, unknown):
-  config = tokenizer.config
+  config = tokenizer.stored.config
   return report.template('model_card.md').render(
       tokenizer=tokenizer,
       quantizer=config.quantizer.name,

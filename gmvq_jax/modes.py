@@ -7,13 +7,14 @@ from typing import Any
 from typing import NamedTuple
 
 from gmvq_jax import codes as codes_lib
+from gmvq_jax import decoding
 from gmvq_jax import distributed
+from gmvq_jax import encoding
 from gmvq_jax import errors
 from gmvq_jax import export as export_lib
 from gmvq_jax import results
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import train as train_lib
-from gmvq_jax import transcode
 
 
 class Options(NamedTuple):
@@ -82,12 +83,8 @@ def _report(options):
 
 def _encode(options):
   tokenizer, images = _tokenizer_and_images(options)
-  summary = transcode.encode(
-      tokenizer,
-      images,
-      options.output,
-      name=options.input,
-      packed=options.packed,
+  summary = encoding.encode(
+      tokenizer, images, options.output, packed=options.packed
   )
   _print(summary)
 
@@ -96,18 +93,14 @@ def _decode(options):
   tokenizer = tokenizer_lib.Tokenizer.load(options.workdir)
   codes = codes_lib.open(options.input)
   if distributed.is_first():
-    transcode.decode(tokenizer, codes, options.output, limit=options.limit)
+    decoding.decode(tokenizer, codes, options.output, limit=options.limit)
 
 
 def _reconstruct(options):
   tokenizer, images = _tokenizer_and_images(options)
   if distributed.is_first():
-    summary = transcode.reconstruct(
-        tokenizer,
-        images,
-        options.output,
-        name=options.input,
-        limit=options.limit,
+    summary = decoding.reconstruct(
+        tokenizer, images, options.output, limit=options.limit
     )
     _print(summary)
 
@@ -118,7 +111,7 @@ def _export(options):
 
 def _tokenizer_and_images(options):
   tokenizer = tokenizer_lib.Tokenizer.load(options.workdir)
-  images = transcode.load_images(
+  images = encoding.load_images(
       tokenizer, options.input, crop=options.crop, size=options.size
   )
   return tokenizer, images

@@ -16,6 +16,7 @@ from gmvq_jax import charts
 from gmvq_jax import config as config_lib
 from gmvq_jax import paper
 from gmvq_jax import pictures
+from gmvq_jax import workdir
 
 _PACKAGES = ('gmvq_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 _ENTROPIES = {
@@ -60,13 +61,7 @@ class Contents(NamedTuple):
 
 def write(path: pathlib.Path, contents: Contents) -> None:
   """Writes the page, whole or not at all."""
-  page = render(contents)
-  temporary = path.with_name(path.name + '.tmp')
-  try:
-    temporary.write_text(page, encoding='utf-8')
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  workdir.write_bytes(path, render(contents).encode())
 
 
 def render(contents: Contents) -> str:

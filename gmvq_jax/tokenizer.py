@@ -17,24 +17,19 @@ import functools
 import math
 import os
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict
 import numpy as np
-from PIL import Image
 
 from gmvq_jax import autoencoder
-from gmvq_jax import checkpoint
-from gmvq_jax import config as config_lib
 from gmvq_jax import distributed
 from gmvq_jax import errors
 from gmvq_jax import programs
+from gmvq_jax import stored as stored_lib
 from gmvq_jax import weights
-from gmvq_jax import workdir
-from gmvq_jax.data import pixels
+from gmvq_jax.data import batch as batch_lib
 
 # Pixels in a unit: what fills the caches of a CPU core, or an accelerator.
 _UNIT_PIXELS = {'cpu': 2**14}
@@ -42,62 +37,41 @@ _ACCELERATOR_UNIT_PIXELS = 2**18
 _IN_FLIGHT = 2
 _UNIT = 'unit'
 
-# Files of an exported tokenizer that say what it is; see `export.py`.
-CONFIG_FILE = 'config.json'
-WEIGHTS_FILE = 'weights.safetensors'
-
-ImageLike = np.ndarray | jax.Array | Image.Image | str | os.PathLike
-
 
 class Tokenizer:
   """Images to codes, and codes to images.
 
   Arrays come and go in the memory of the host; all devices of this process
-  share the work.
+  share the work. Several threads may use it at a time.
 
   Attributes:
-    config: of the run: network, quantizer, and how its images were made.
+    stored: what it was made from: configuration, arrays and image shape.
     model: the networks and the quantizer.
-    tensors: all arrays, by the names of `weights.py`.
-    image_shape: `(H, W, channels)` of the images it was trained on. Others may
-      be of any size that the network can halve.
     num_codes: C.
     codebook: `[C, L]` float32, what the decoder gets for each code.
     hash: SHA-256 of the weights, the network and the quantizer, in hexadecimal.
       Codes belong to one tokenizer.
   """
 
-  def __init__(
-      self,
-      config: ConfigDict,
-      tensors: weights.Tensors,
-      image_shape: tuple[int, int, int],
-      *,
-      where: object = 'weights',
-  ):
+  def __init__(self, stored: stored_lib.Stored):
     """Builds a tokenizer; see `load`.
-
-    Args:
-      config: one that `config.validate` passes.
-      tensors: of `weights.of_model`.
-      image_shape: see the attribute.
-      where: the arrays are from, for the user.
 
     Raises:
       errors.UserError: when the arrays do not fit the configuration.
     """
-    self.config = config
-    self.image_shape = tuple(image_shape)
-    self.model = _model(config, image_shape)
-    with jax.enable_x64(False):
-      like = programs.abstract_state(config, image_shape[-1]).variables
-    variables = weights.to_variables(tensors, like, where)
-    self.tensors = tensors
+    config = stored.config
+    numbers = programs.numbers_of(config)
+    channels = stored.image_shape[-1]
+    self.stored = stored
+    self.model = programs.build_model(config, numbers, channels)
     self.num_codes = self.model.quantizer.num_codes
-    self.codebook = tensors[weights.CODEBOOK]
-    self.hash = weights.digest(tensors, _structure(config))
+    self.codebook = stored.tensors[weights.CODEBOOK]
+    self.hash = stored.hash
     self._mesh = distributed.local_mesh()
-    self._variables = distributed.replicate(variables, self._mesh)
+    with jax.enable_x64(False):
+      like = programs.abstract_state(config, channels).variables
+      variables = weights.to_variables(stored.tensors, like, 'weights')
+      self._variables = distributed.replicate(variables, self._mesh)
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> 'Tokenizer':
@@ -110,10 +84,16 @@ class Tokenizer:
     Raises:
       errors.UserError: (a ValueError) when there is none, or it is damaged.
     """
-    path = pathlib.Path(path).expanduser()
-    exported = (path / WEIGHTS_FILE).exists()
     with jax.enable_x64(False):  # Whatever else the program does.
-      return _load_exported(path) if exported else _load_workdir(path)
+      return cls(stored_lib.read(pathlib.Path(path).expanduser()))
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """`(H, W, channels)` of the images it was trained on.
+
+    Others may be of any size that the network can halve.
+    """
+    return self.stored.image_shape
 
   @property
   def channels(self) -> int:
@@ -123,7 +103,7 @@ class Tokenizer:
   @property
   def factor(self) -> int:
     """Pixels along the side of a position."""
-    return 2**self.config.network.num_downsamplings
+    return 2**self.stored.config.network.num_downsamplings
 
   @property
   def bits_per_pixel(self) -> float:
@@ -140,7 +120,7 @@ class Tokenizer:
     if height < 1 or width < 1 or height % factor or width % factor:
       raise errors.UserError(
           f'images of {height} x {width}: cannot be halved'
-          f' {self.config.network.num_downsamplings} times; both must be'
+          f' {self.stored.config.network.num_downsamplings} times; both must be'
           f' multiples of {factor}'
       )
     return height // factor, width // factor
@@ -149,7 +129,9 @@ class Tokenizer:
     """Returns how many images of a size the devices take at a time."""
     return unit_size(height, width, jax.default_backend()) * self._mesh.size
 
-  def encode(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
+  def encode(
+      self, images: batch_lib.Image | Sequence[batch_lib.Image]
+  ) -> np.ndarray:
     """Returns the codes of images, `[B, h, w]` int32.
 
     Args:
@@ -163,7 +145,7 @@ class Tokenizer:
       errors.UserError: (a ValueError) for images that are none of these, and
         for a batch without any.
     """
-    images = self._batch_of(images)
+    images = batch_lib.of(images, self.channels)
     self.grid(*images.shape[1:3])
     return self._in_units(
         self._encode, images, self.batch_size(*images.shape[1:3])
@@ -186,7 +168,7 @@ class Tokenizer:
     )
 
   def reconstruct(
-      self, images: ImageLike | Sequence[ImageLike]
+      self, images: batch_lib.Image | Sequence[batch_lib.Image]
   ) -> np.ndarray:
     """Returns what is left of images: `decode(encode(images))`."""
     return self.decode(self.encode(images))
@@ -270,50 +252,6 @@ class Tokenizer:
     done += map(np.asarray, running)
     return np.concatenate(done)[: len(batch)]
 
-  def _batch_of(self, images):
-    """Returns images as `[B, H, W, channels]`, uint8 or float32."""
-    if isinstance(images, (Image.Image, str, os.PathLike)):
-      images = [images]
-    if isinstance(images, (list, tuple)):
-      images = _stack([self._array_of(image) for image in images])
-    images = np.asarray(images)
-    if images.ndim == 3 and self.channels == 1:
-      images = images[..., None]
-    shape = images.shape
-    if len(shape) != 4 or shape[3] != self.channels:
-      raise errors.UserError(
-          f'images of shape {shape}: must be [B, H, W, {self.channels}]'
-      )
-    if not len(images):
-      raise errors.UserError(f'images of shape {shape}: there must be one')
-    if images.dtype == np.uint8:
-      return images
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-      raise errors.UserError(
-          f'images of type {images.dtype}: must be uint8, or floats in [0, 1]'
-      )
-    images = images.astype(np.float32)
-    # NaNs compare as false.
-    if not (images.min() >= 0 and images.max() <= 1):
-      raise errors.UserError(
-          f'images from {images.min():g} to {images.max():g}: floats must be in'
-          ' [0, 1]; uint8 may be up to 255'
-      )
-    return images
-
-  def _array_of(self, image):
-    if isinstance(image, Image.Image):
-      return _pixels(image, self.channels, 'an image')
-    if isinstance(image, (str, os.PathLike)):
-      try:
-        with Image.open(image) as opened:
-          return _pixels(opened, self.channels, image)
-      except OSError as error:
-        raise errors.UserError(
-            f'{image}: cannot be read as an image ({error})'
-        ) from error
-    return np.asarray(image)
-
 
 def unit_size(height: int, width: int, platform: str) -> int:
   """Returns how many images of a size a device takes at a time."""
@@ -347,108 +285,3 @@ def check_codes(
         f'codes from {codes.min()} to {codes.max()}: must be from 0 to'
         f' {num_codes - 1}'
     )
-
-
-def describe(tokenizer: Tokenizer) -> dict[str, Any]:
-  """Returns what `config.json` of an exported tokenizer holds, less metrics."""
-  config = tokenizer.config
-  return {
-      'tokenizer': tokenizer.hash,
-      'num_codes': tokenizer.num_codes,
-      'image_shape': list(tokenizer.image_shape),
-      'grid': list(tokenizer.grid(*tokenizer.image_shape[:2])),
-      'data': {'crop': config.data.crop, 'size': config.data.size},
-      **_structure(config),
-  }
-
-
-def _structure(config):
-  """Returns what the meaning of weights depends on, as JSON."""
-  fields = config.to_dict()
-  fields['quantizer'] = {
-      name: list(value) if isinstance(value, tuple) else value
-      for name, value in fields['quantizer'].items()
-  }
-  return {name: fields[name] for name in ('network', 'quantizer')}
-
-
-def _model(config, image_shape):
-  numbers = programs.numbers_of(config)
-  return programs.build_model(config, numbers, image_shape[-1])
-
-
-def _load_workdir(path):
-  if not path.is_dir():
-    raise errors.UserError(
-        f'{path}: there is no such directory; give the work directory of a run,'
-        ' or an exported tokenizer'
-    )
-  config = workdir.read_config(path)
-  config_lib.validate(config)
-  checkpoints = checkpoint.Checkpoints(path)
-  image_shape = checkpoints.some_place()['origin']['image_shape']
-  sharding = distributed.replicated(distributed.data_mesh())
-  like = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-      programs.abstract_state(config, image_shape[-1]),
-  )
-  state, place, _ = checkpoints.restore_best(like)
-  if place['origin']['config'] != config_lib.digest(config):
-    raise errors.UserError(
-        f'{path / "config.json"}: is not the configuration that the checkpoints'
-        ' beside it come from; put that back'
-    )
-  tensors = weights.of_model(
-      _model(config, image_shape), jax.device_get(state.eval_variables)
-  )
-  return Tokenizer(config, tensors, image_shape, where=path)
-
-
-def _load_exported(path):
-  file = path / CONFIG_FILE
-  described = workdir.read_json(file)
-  if described is None:
-    raise errors.UserError(f'{file}: is missing; export the tokenizer again')
-  try:
-    config = config_lib.default_config()
-    # Which data there were does not matter to a tokenizer.
-    config.data.update(described['data'], name=str(path))
-    for name in ('network', 'quantizer'):
-      config[name] = ConfigDict(described[name])
-    image_shape = tuple(map(int, described['image_shape']))
-    _, _, channels = image_shape
-    known = described['tokenizer']
-  except Exception as error:  # Whatever it holds.
-    raise errors.UserError(
-        f'{file}: is not that of an exported tokenizer'
-        f' ({type(error).__name__}: {error})'
-    ) from error
-  config.data.channels = channels
-  config_lib.validate(config)
-  tensors = weights.read(path / WEIGHTS_FILE)
-  tokenizer = Tokenizer(
-      config, tensors, image_shape, where=path / WEIGHTS_FILE
-  )
-  if tokenizer.hash != known:
-    raise errors.UserError(
-        f'{path}: is damaged: {WEIGHTS_FILE} or {CONFIG_FILE} has changed since'
-        ' it was exported; export the tokenizer again'
-    )
-  return tokenizer
-
-
-def _stack(arrays):
-  shapes = {array.shape for array in arrays}
-  if len(shapes) > 1:
-    one, other, *_ = sorted(shapes)
-    raise errors.UserError(
-        f'images of shapes {one} and {other}: those of a batch must be of one'
-    )
-  return np.stack(arrays) if arrays else np.zeros((0, 0, 0, 0), np.uint8)
-
-
-def _pixels(image, channels, name):
-  try:
-    return pixels.from_image(image, pixels.Shape(channels=channels))
-  except pixels.UnusableError as error:
-    raise errors.UserError(f'{name}: {error}') from error

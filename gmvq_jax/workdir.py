@@ -68,14 +68,20 @@ def lock(workdir: pathlib.Path):
     yield
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a JSON file, whole or not at all."""
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file, whole or not at all."""
   temporary = path.with_name(path.name + '.tmp')
   try:
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
+    temporary.write_bytes(content)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file, whole or not at all."""
+  text = json.dumps(value, indent=2, sort_keys=True) + '\n'
+  write_bytes(path, text.encode())
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 import gmvq_jax
-from gmvq_jax import transcode
+from gmvq_jax import encoding
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / 'examples'
 
@@ -21,8 +21,8 @@ def test_prior(trained, photographs, tmp_path):
   tokenizer = gmvq_jax.Tokenizer.load(workdir)
   for name, images in (('train', photographs[:480]), ('held_out', held_out)):
     np.save(tmp_path / f'{name}.npy', images)
-    loaded = transcode.load_images(tokenizer, f'array:{tmp_path}/{name}.npy')
-    transcode.encode(tokenizer, loaded, str(tmp_path / name), name=name)
+    loaded = encoding.load_images(tokenizer, f'array:{tmp_path}/{name}.npy')
+    encoding.encode(tokenizer, loaded, str(tmp_path / name))
   done = subprocess.run(
       [
           *(sys.executable, EXAMPLES / 'prior.py', f'--tokenizer={workdir}'),

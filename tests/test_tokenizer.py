@@ -17,6 +17,7 @@ from gmvq_jax import distributed
 from gmvq_jax import errors
 from gmvq_jax import programs
 from gmvq_jax import results
+from gmvq_jax import stored
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import weights
 from gmvq_jax import workdir as workdir_lib
@@ -39,7 +40,7 @@ def untrained(name, **fields):
   model = programs.build_model(config, programs.numbers_of(config), 3)
   variables = jax.jit(lambda: model.init(jax.random.key(0), (16, 16, 3)))()
   tensors = weights.of_model(model, variables)
-  made = gmvq_jax.Tokenizer(config, tensors, (16, 16, 3))
+  made = gmvq_jax.Tokenizer(stored.Stored(config, tensors, (16, 16, 3)))
   return made, model, variables
 
 
@@ -146,7 +147,7 @@ def test_of_equal_codes_the_lowest_wins(photographs):
   book = {'codebook': book.at[:].set(book[3])}
   params = variables.params | {'quantizer': book}
   tensors = weights.of_model(model, variables._replace(params=params))
-  same = gmvq_jax.Tokenizer(made.config, tensors, (16, 16, 3))
+  same = gmvq_jax.Tokenizer(made.stored._replace(tensors=tensors))
   assert (same.encode(photographs[:3]) == 0).all()
 
 
@@ -180,7 +181,7 @@ def test_grey_images(rng):
   model = programs.build_model(config, programs.numbers_of(config), 1)
   variables = jax.jit(lambda: model.init(jax.random.key(0), (16, 16, 1)))()
   tensors = weights.of_model(model, variables)
-  made = gmvq_jax.Tokenizer(config, tensors, (16, 16, 1))
+  made = gmvq_jax.Tokenizer(stored.Stored(config, tensors, (16, 16, 1)))
   images = rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)
   codes = made.encode(images)
   np.testing.assert_array_equal(made.encode(images[..., None]), codes)
@@ -203,7 +204,7 @@ def message_of(function, *args):
     'images, said',
     [
         (np.zeros((2, 15, 16, 3), np.uint8), '15 x 16'),
-        (np.zeros((2, 0, 16, 3), np.uint8), '0 x 16'),
+        (np.zeros((2, 0, 16, 3), np.uint8), '(2, 0, 16, 3)'),
         (np.zeros((2, 16, 16, 1), np.uint8), '[B, H, W, 3]'),
         (np.zeros((16, 16, 3), np.uint8), '[B, H, W, 3]'),
         (np.zeros((0, 16, 16, 3), np.uint8), 'there must be one'),

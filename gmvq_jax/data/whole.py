@@ -21,11 +21,13 @@ class NamedImages(NamedTuple):
   """Images, and what they are called.
 
   Attributes:
+    source: what was loaded, for the user.
     images: read as they are asked for.
     prefix: of the names that are numbers.
     files: the names, of images that have their own; empty for others.
   """
 
+  source: str
   images: sources.Images
   prefix: str = ''
   files: tuple[str, ...] = ()
@@ -64,13 +66,12 @@ def load(
   path = pathlib.Path(os.path.expanduser(rest))
   if kind == 'folder':
     images, files = folder.load_whole(path, shape, skip_bad=skip_bad)
-    loaded = NamedImages(images, files=files)
+    loaded = NamedImages(name, images, files=files)
   elif kind == 'array':
-    loaded = NamedImages(arrays.load_whole(rest))
+    loaded = NamedImages(name, arrays.load_whole(rest))
   else:
-    loaded = NamedImages(
-        _split(kind, rest, shape, data_dir), prefix=f'{rest}/'
-    )
+    images = _split(kind, rest, shape, data_dir)
+    loaded = NamedImages(name, images, prefix=f'{rest}/')
   if not len(loaded.images):
     raise errors.UserError(f'{name}: holds no image; there must be one')
   return loaded

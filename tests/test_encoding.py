@@ -10,8 +10,9 @@ import pytest
 import gmvq_jax
 from gmvq_jax import bits
 from gmvq_jax import codes as codes_lib
+from gmvq_jax import decoding
+from gmvq_jax import encoding
 from gmvq_jax import errors
-from gmvq_jax import transcode
 from gmvq_jax.data import pixels
 from gmvq_jax.data import whole
 
@@ -29,9 +30,9 @@ def images(trained, tmp_path):
 
 
 def encode(tokenizer, name, output, **kwargs):
-  loaded = transcode.load_images(tokenizer, name)
-  return transcode.encode(
-      tokenizer, loaded, str(output), name=name, **kwargs
+  loaded = encoding.load_images(tokenizer, name)
+  return encoding.encode(
+      tokenizer, loaded, str(output), **kwargs
   )
 
 
@@ -111,7 +112,7 @@ def test_a_small_set_is_not_encoded_twice(tokenizer, images, tmp_path):
 
 def test_a_failing_image_leaves_whole_files(tokenizer, images, tmp_path):
   name, array = images
-  loaded = transcode.load_images(tokenizer, name)
+  loaded = encoding.load_images(tokenizer, name)
 
   class Broken:
     shape = array.shape
@@ -125,11 +126,10 @@ def test_a_failing_image_leaves_whole_files(tokenizer, images, tmp_path):
       return array[index]
 
   with pytest.raises(errors.UserError, match='image 40'):
-    transcode.encode(
+    encoding.encode(
         tokenizer,
         loaded._replace(images=Broken()),
         str(tmp_path / 'codes'),
-        name=name,
         shard_size=20,
     )
   encode(tokenizer, name, tmp_path / 'codes', shard_size=20)
@@ -175,7 +175,7 @@ def test_images_that_do_not_fit(tokenizer, tmp_path):
   np.save(tmp_path / 'none.npy', np.zeros((0, 16, 16, 3), np.uint8))
 
   def message(name):
-    return message_of(transcode.load_images, tokenizer, name)
+    return message_of(encoding.load_images, tokenizer, name)
 
   assert '1 channels' in message(f'array:{tmp_path}/grey.npy')
   assert '16 x 18' in message(f'array:{tmp_path}/odd.npy')
@@ -203,16 +203,16 @@ def folder(tmp_path, rng):
 
 
 def test_a_folder_keeps_its_names(tokenizer, folder, tmp_path):
-  loaded = transcode.load_images(tokenizer, f'folder:{folder}', size=16)
+  loaded = encoding.load_images(tokenizer, f'folder:{folder}', size=16)
   assert loaded.files == ('a.jpg', 'b/c/ä ö.png', 'b/one.png')
   path = tmp_path / 'codes'
-  transcode.encode(tokenizer, loaded, str(path), name='folder')
+  encoding.encode(tokenizer, loaded, str(path))
   codes = codes_lib.open(path)
   assert [name for name, _ in codes] == list(loaded.files)
   np.testing.assert_array_equal(
       codes[1][1], tokenizer.encode(folder / 'b/c/ä ö.png')[0]
   )
-  transcode.decode(tokenizer, codes, str(tmp_path / 'decoded'))
+  decoding.decode(tokenizer, codes, str(tmp_path / 'decoded'))
   found = {
       p.relative_to(tmp_path / 'decoded').as_posix()
       for p in (tmp_path / 'decoded').rglob('*.png')
@@ -222,8 +222,8 @@ def test_a_folder_keeps_its_names(tokenizer, folder, tmp_path):
 
 def test_sizes_are_those_of_training_unless_given(tokenizer, folder):
   with pytest.raises(errors.UserError, match='3 sizes'):
-    transcode.load_images(tokenizer, f'folder:{folder}')
-  loaded = transcode.load_images(
+    encoding.load_images(tokenizer, f'folder:{folder}')
+  loaded = encoding.load_images(
       tokenizer, f'folder:{folder}', crop=16, size=32
   )
   assert loaded.images.shape == (3, 32, 32, 3)
@@ -254,7 +254,7 @@ def codes(tokenizer, images, tmp_path):
 
 def test_decoded_files_are_the_images(tokenizer, images, codes, tmp_path):
   output = tmp_path / 'decoded'
-  transcode.decode(tokenizer, codes, str(output), limit=7)
+  decoding.decode(tokenizer, codes, str(output), limit=7)
   files = sorted(output.glob('*.png'))
   assert [p.name for p in files] == [f'{i:06}.png' for i in range(7)]
   expected = np.round(255 * tokenizer.reconstruct(images[1][:7]))
@@ -265,10 +265,10 @@ def test_decoded_files_are_the_images(tokenizer, images, codes, tmp_path):
 
 def test_decoding_continues(tokenizer, codes, tmp_path):
   output = tmp_path / 'decoded'
-  transcode.decode(tokenizer, codes, str(output), limit=3)
+  decoding.decode(tokenizer, codes, str(output), limit=3)
   known = (output / '000001.png').stat().st_mtime_ns
   (output / '000002.png').unlink()
-  transcode.decode(tokenizer, codes, str(output))
+  decoding.decode(tokenizer, codes, str(output))
   assert len(list(output.glob('*.png'))) == 60
   assert (output / '000001.png').stat().st_mtime_ns == known
 
@@ -278,7 +278,7 @@ def test_decoding_overwrites_nothing(tokenizer, codes, tmp_path):
   output.mkdir()
   (output / '000001.png').write_bytes(b'precious')
   assert 'a folder of its own' in message_of(
-      transcode.decode, tokenizer, codes, str(output)
+      decoding.decode, tokenizer, codes, str(output)
   )
   assert (output / '000001.png').read_bytes() == b'precious'
 
@@ -293,7 +293,7 @@ def test_names_stay_in_the_folder(tokenizer, codes, tmp_path, name):
   description = codes.description._replace(count=1)
   codes_lib.write_npz(path, description, [name], codes[0][1][None])
   output = tmp_path / 'deep' / 'er' / 'decoded'
-  transcode.decode(tokenizer, codes_lib.open(path), str(output))
+  decoding.decode(tokenizer, codes_lib.open(path), str(output))
   assert len(list(output.rglob('*.png'))) == 1
   assert not list(tmp_path.glob('*.png')) + list(tmp_path.glob('deep/*.png'))
   assert not pathlib.Path('/tmp/evil.png').exists()
@@ -301,7 +301,7 @@ def test_names_stay_in_the_folder(tokenizer, codes, tmp_path, name):
 
 def test_a_contact_sheet(tokenizer, images, codes, tmp_path):
   output = tmp_path / 'sheet.png'
-  transcode.decode(tokenizer, codes, str(output), limit=5)
+  decoding.decode(tokenizer, codes, str(output), limit=5)
   sheet = np.asarray(Image.open(output))
   assert sheet.shape == (2 * 18 - 2, 3 * 18 - 2, 3)
   expected = np.round(255 * tokenizer.reconstruct(images[1][:5]))
@@ -312,7 +312,7 @@ def test_a_contact_sheet(tokenizer, images, codes, tmp_path):
 def test_codes_of_another_tokenizer_are_refused(tokenizer, codes, tmp_path):
   other = codes_lib.Codes(codes.description._replace(tokenizer='f' * 64), None)
   message = message_of(
-      transcode.decode, tokenizer, other, str(tmp_path / 'x.png')
+      decoding.decode, tokenizer, other, str(tmp_path / 'x.png')
   )
   assert tokenizer.hash[:12] in message and 'ffffffffffff' in message
   assert not (tmp_path / 'x.png').exists()
@@ -322,17 +322,16 @@ def test_a_wrong_grid_is_refused(tokenizer, codes, tmp_path):
   wrong = codes.description._replace(image_shape=(16, 32, 3))
   wrong = codes_lib.Codes(wrong, None)
   assert 'are 4 x 4 for an image; of this tokenizer they are 4 x 8' in (
-      message_of(transcode.decode, tokenizer, wrong, str(tmp_path / 'x'))
+      message_of(decoding.decode, tokenizer, wrong, str(tmp_path / 'x'))
   )
 
 
 def test_a_page_of_reconstructions(tokenizer, images, tmp_path):
   name, array = images
-  loaded = transcode.load_images(tokenizer, name)
+  loaded = encoding.load_images(tokenizer, name)
   output = tmp_path / 'pages' / 'page.html'
-  summary = transcode.reconstruct(
-      tokenizer, loaded, str(output), name='<mine>', limit=5
-  )
+  loaded = loaded._replace(source='<mine>')
+  summary = decoding.reconstruct(tokenizer, loaded, str(output), limit=5)
   page = output.read_text()
   assert page.count('data:image/png') == 5
   assert '&lt;mine&gt;, reconstructed' in page
@@ -341,7 +340,7 @@ def test_a_page_of_reconstructions(tokenizer, images, tmp_path):
   error = tokenizer.reconstruct(array[:5]) - array[:5] / 255
   assert summary['mse'] == pytest.approx(np.mean(np.square(error)))
   assert 'must be the name of a .html' in message_of(
-      transcode.reconstruct, tokenizer, loaded, 'page', name=name
+      decoding.reconstruct, tokenizer, loaded, 'page'
   )
 
 
