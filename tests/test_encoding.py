@@ -228,6 +228,17 @@ def test_sizes_are_those_of_training_unless_given(tokenizer, folder):
   assert loaded.images.shape == (3, 32, 32, 3)
 
 
+def test_arrays_are_cropped_and_resized_too(tokenizer, images, trained):
+  name, _ = images
+  loaded = encoding.load_images(tokenizer, name, crop=12, size=8)
+  assert loaded.images.shape == (60, 8, 8, 3)
+  expected = Image.fromarray(trained[1][3]).crop((2, 2, 14, 14))
+  expected = expected.resize((8, 8), Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(loaded.images[3:4][0], expected)
+  message = message_of(encoding.load_images, tokenizer, name, crop=20)
+  assert 'smaller than the crop of 20' in message
+
+
 def test_arrays_in_a_file(trained, tmp_path):
   np.savez(tmp_path / 'x.npz', one=trained[1], two=trained[1][:3])
 

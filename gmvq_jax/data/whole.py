@@ -4,6 +4,8 @@ import os
 import pathlib
 from typing import NamedTuple
 
+import numpy as np
+
 from gmvq_jax import errors
 from gmvq_jax.data import arrays
 from gmvq_jax.data import cifar10
@@ -52,7 +54,7 @@ def load(
       - `array:PATH.npy`, or `array:PATH.npz:ARRAY`: uint8 images, by number;
       - `DATASET:SPLIT`: a data set of TensorFlow Datasets, such as
         `cifar10:test` or `cifar10:train[:90%]`, or `photographs`, by number.
-    shape: what images are made to be; arrays must be of it already.
+    shape: what images are made to be; arrays keep their channels.
     data_dir: of TensorFlow Datasets; see `tfds.load`.
     skip_bad: see `folder.load_whole`.
 
@@ -68,7 +70,7 @@ def load(
     images, files = folder.load_whole(path, shape, skip_bad=skip_bad)
     loaded = NamedImages(name, images, files=files)
   elif kind == 'array':
-    loaded = NamedImages(name, arrays.load_whole(rest))
+    loaded = NamedImages(name, _made(arrays.load_whole(rest), shape, name))
   else:
     images = _split(kind, rest, shape, data_dir)
     loaded = NamedImages(name, images, prefix=f'{rest}/')
@@ -85,7 +87,23 @@ def _split(name, split, shape, data_dir):
           f' {", ".join(_PHOTOGRAPHS)}'
       )
     parts = photographs.load(shape.size or 32, shape.channels)
-    return parts[_PHOTOGRAPHS.index(split)]
+    return _made(parts[_PHOTOGRAPHS.index(split)], shape, name)
   if name == 'cifar10' and cifar10.wanted(data_dir):
-    return cifar10.load((split,))[0]
+    return _made(cifar10.load((split,))[0], shape, name)
   return tfds.load(name, data_dir, (split,), shape)[0]
+
+
+def _made(images, shape, name):
+  """Returns an array cropped and resized, as its images are asked for."""
+  if not (shape.crop or shape.size):
+    return images
+
+  def read(indices):
+    try:
+      return np.stack([pixels.from_array(images[i], shape) for i in indices])
+    except pixels.UnusableError as error:
+      raise errors.UserError(
+          f'{name}: its images are {error}; give a smaller crop'
+      ) from error
+
+  return sources.Lazy(read, len(images))
