@@ -5,7 +5,8 @@
 
 A record is the length of an image's name (2 bytes, big-endian), the name in
 UTF-8, and its codes in rows, packed by `bits.pack`. Small sets can be a `.npz`
-instead: `names`, `codes` (packed, `[N, bytes]`) and `description`, as JSON.
+instead: `names [N]`, `codes [N, h, w]` unsigned (or, packed into fewer bits,
+`packed [N, bytes]` uint8), and `description`, the JSON.
 
     codes = gmvq_jax.codes.open('codes/train')
     dataset = grain.MapDataset.source(codes).seed(0).shuffle().repeat()
@@ -13,7 +14,9 @@ instead: `names`, `codes` (packed, `[N, bytes]`) and `description`, as JSON.
 """
 
 from collections.abc import Sequence
+import io
 import json
+import operator
 import os
 import pathlib
 import struct
@@ -71,30 +74,35 @@ class Description(NamedTuple):
 class Codes:
   """Random access to codes, as Grain wants of a source.
 
-  `codes[i]` is `(name, codes)`, a string and an int32 array `[h, w]`.
+  `codes[i]` is `(name, codes)`, a string and an int32 array `[h, w]`;
+  `codes[i:j]` is `(names, codes)`, a list and an array `[n, h, w]`.
 
   Attributes:
     description: what they are.
   """
 
-  def __init__(self, description: Description, records: Sequence[bytes]):
-    """Wraps records; see `open`."""
+  def __init__(self, description: Description, reader: Any):
+    """Wraps a reader; see `open`."""
     self.description = description
-    self._records = records
+    self._reader = reader
 
   def __len__(self) -> int:
     return self.description.count
 
-  def __getitem__(self, index: int) -> tuple[str, np.ndarray]:
-    names, codes = self._read([range(len(self))[index]])
+  def __getitem__(
+      self, index: int | slice
+  ) -> tuple[str, np.ndarray] | tuple[list[str], np.ndarray]:
+    if isinstance(index, slice):
+      return self._read(list(range(len(self))[index]))
+    names, codes = self._read([self._within(index)])
     return names[0], codes[0]
 
   def __getitems__(
       self, indices: Sequence[int]
   ) -> list[tuple[str, np.ndarray]]:
     """Returns several at once."""
-    indices = [range(len(self))[i] for i in indices]
-    return list(zip(*self._read(indices), strict=True)) if indices else []
+    indices = [self._within(index) for index in indices]
+    return list(zip(*self._read(indices), strict=True))
 
   def __repr__(self) -> str:
     return f'Codes({self.description})'
@@ -113,22 +121,27 @@ class Codes:
     """Returns how often each code occurs, `[C]`."""
     total = np.zeros(self.num_codes, np.int64)
     for start in range(0, len(self), _READ_AT_ONCE):
-      stop = min(start + _READ_AT_ONCE, len(self))
-      _, codes = self._read(list(range(start, stop)))
+      _, codes = self[start : start + _READ_AT_ONCE]
       total += np.bincount(codes.ravel(), minlength=self.num_codes)
     return total
 
+  def _within(self, index):
+    index = operator.index(index)
+    if not -len(self) <= index < len(self):
+      raise IndexError(f'codes[{index}]: there are {len(self)} images')
+    return index % len(self)
+
   def _read(self, indices):
     """Returns names, and codes `[n, h, w]`."""
-    try:
-      records = self._records.__getitems__(indices)
-      return _parse(records, self.description)
-    except Exception as error:  # array_record raises what it likes.
-      reason = ' '.join(str(error).split())[:200]
+    if not indices:
+      return [], np.zeros((0, *self.grid), np.int32)
+    names, codes = self._reader.read(self.description, indices)
+    if codes.min() < 0 or codes.max() >= self.num_codes:
       raise errors.UserError(
-          f'codes: images {indices[0]} to {indices[-1]} cannot be read'
-          f' ({reason}); the files may be damaged: encode the images again'
-      ) from error
+          f'codes: there is a code of {codes.max()} where there are'
+          f' {self.num_codes}; the files are damaged'
+      )
+    return names, codes
 
 
 def open(path: str | os.PathLike) -> Codes:  # noqa: A001
@@ -144,7 +157,7 @@ def open(path: str | os.PathLike) -> Codes:  # noqa: A001
   path = pathlib.Path(path).expanduser()
   if path.suffix == '.npz' and not path.is_dir():
     return _open_npz(path)
-  described = read_description(path)
+  described = read_description(path) if path.is_dir() else None
   if described is None:
     raise errors.UserError(
         f'{path}: holds no {DESCRIPTION}; give a folder or a .npz file that'
@@ -157,18 +170,7 @@ def open(path: str | os.PathLike) -> Codes:  # noqa: A001
         f'{path}: {len(missing)} of its {len(shards)} files are not there, such'
         f' as {missing[0]}; the command that encodes them continues'
     )
-  try:
-    records = array_record_data_source.ArrayRecordDataSource(
-        [str(path / shard) for shard in shards]
-    )
-    if len(records) != described.count:
-      raise ValueError(f'{len(records)} images instead of {described.count}')
-  except Exception as error:
-    reason = ' '.join(str(error).split())[:200]
-    raise errors.UserError(
-        f'{path}: cannot be read ({reason}); encode the images again'
-    ) from error
-  return Codes(described, records)
+  return Codes(described, _Files(path, described))
 
 
 def read_description(path: pathlib.Path) -> Description | None:
@@ -231,51 +233,99 @@ def write_npz(
     codes: np.ndarray,
 ) -> None:
   """Writes all codes as one `.npz`, whole or not at all; see `write_shard`."""
-  temporary = path.with_name(path.name + '.tmp')
-  try:
-    with temporary.open('wb') as file:
-      np.savez_compressed(
-          file,
-          names=np.array(names),
-          codes=bits_lib.pack(codes.reshape(len(codes), -1), description.bits),
-          description=np.array(json.dumps(description._asdict())),
-      )
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  if description.bits == bits_lib.whole_bytes(description.num_codes):
+    arrays = {'codes': codes.astype(f'u{description.bits // 8}')}
+  else:
+    flat = codes.reshape(len(codes), -1)
+    arrays = {'packed': bits_lib.pack(flat, description.bits)}
+  buffer = io.BytesIO()
+  np.savez_compressed(
+      buffer,
+      names=np.array(names),
+      description=np.array(json.dumps(description._asdict())),
+      **arrays,
+  )
+  workdir.write_bytes(path, buffer.getvalue())
+
+
+class _Files:
+  """Reads the files of a folder."""
+
+  def __init__(self, path, description):
+    self._path = path
+    self._files = [
+        str(path / description.shard_name(i))
+        for i in range(description.num_shards)
+    ]
+    self._records = None
+    try:
+      self._records = _open_records(self._files)
+      if len(self._records) != description.count:
+        raise ValueError(f'there are {len(self._records)} images')
+    except Exception as error:  # array_record raises what it likes.
+      raise self._damaged(description, error) from error
+
+  def read(self, description, indices):
+    try:
+      return _parse(self._records.__getitems__(indices), description)
+    except Exception as error:
+      raise self._damaged(description, error) from error
+
+  def _damaged(self, description, error):
+    """Names the first file that is not as it was written."""
+    for shard, file in enumerate(self._files):
+      start = shard * description.shard_size
+      size = min(description.shard_size, description.count - start)
+      try:
+        records = _open_records([file])
+        if len(records) != size:
+          raise ValueError(f'{len(records)} images instead of {size}')
+        _parse(records.__getitems__(range(size)), description)
+      except Exception as reason:
+        text = ' '.join(str(reason).split())[:200]
+        return errors.UserError(
+            f'{file}: is damaged ({text}); delete it, and the command that'
+            ' encoded the images makes it anew'
+        )
+    return errors.UserError(f'{self._path}: cannot be read ({error})')
+
+
+class _Arrays(NamedTuple):
+  """The arrays of a `.npz`."""
+
+  names: list[str]
+  codes: np.ndarray
+
+  def read(self, description, indices):
+    del description
+    return [self.names[i] for i in indices], self.codes[indices]
 
 
 def _open_npz(path):
   try:
     with np.load(path, allow_pickle=False) as file:
-      names, packed = file['names'], file['codes']
-      fields = json.loads(str(file['description']))
+      described = _description(json.loads(str(file['description'])), path)
+      height, width = described.grid
+      if 'codes' in file:
+        codes = file['codes'].astype(np.int32)
+      else:
+        codes = bits_lib.unpack(
+            file['packed'], height * width, described.bits
+        )
+      names = file['names'].tolist()
+      codes = codes.reshape(described.count, height, width)
+    if len(names) != described.count:
+      raise ValueError(f'{len(names)} names of {described.count} images')
   except Exception as error:
     raise errors.UserError(
         f'{path}: cannot be read as codes ({" ".join(str(error).split())});'
         ' give a folder or a .npz file that --mode=encode wrote'
     ) from error
-  described = _description(fields, path)
-  if not described.count == len(names) == len(packed):
-    raise errors.UserError(
-        f'{path}: is damaged: it holds {len(names)} names and {len(packed)}'
-        f' codes of {described.count} images'
-    )
-  return Codes(described, _Packed(names, packed))
+  return Codes(described, _Arrays(names, codes))
 
 
-class _Packed(NamedTuple):
-  """The records of a `.npz`."""
-
-  names: np.ndarray
-  packed: np.ndarray
-
-  def __getitems__(self, indices):
-    return [
-        _LENGTH.pack(len(name)) + name + self.packed[i].tobytes()
-        for i in indices
-        for name in [os.fsencode(str(self.names[i]))]
-    ]
+def _open_records(files):
+  return array_record_data_source.ArrayRecordDataSource(files)
 
 
 def _parse(records, description):
@@ -290,8 +340,6 @@ def _parse(records, description):
     names.append(os.fsdecode(record[_LENGTH.size : end]))
     packed.append(np.frombuffer(record, np.uint8, offset=end))
   codes = bits_lib.unpack(np.stack(packed), height * width, description.bits)
-  if codes.min() < 0 or codes.max() >= description.num_codes:
-    raise ValueError(f'a code of {codes.max()} of {description.num_codes}')
   return names, codes.reshape(-1, height, width)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from gmvq_jax.data import whole
 
 _SHEET = 256
 _ON_PAGE = 18
+_SMALL = 96  # Pixels; wider images get the whole page.
 _DECODED = 'decoded.json'
 
 
@@ -27,7 +29,7 @@ def decode(
     output: str,
     *,
     limit: int = 0,
-) -> None:
+) -> dict[str, Any]:
   """Writes the images of codes: a PNG each, or one of all.
 
   Args:
@@ -35,6 +37,9 @@ def decode(
     codes: of `codes.open`.
     output: a folder, or `FILE.png` for a contact sheet.
     limit: how many images at most; 0: all of them, or 256 on a sheet.
+
+  Returns:
+    A summary: `output`, and how many `images` it holds of how many `codes`.
 
   Raises:
     errors.UserError: for the codes of another tokenizer, and when the output
@@ -55,9 +60,11 @@ def decode(
     )
   count = min(limit or len(codes), len(codes))
   if output.endswith('.png'):
-    _decode_sheet(tokenizer, codes, output, min(count, limit or _SHEET))
+    count = min(count, limit or _SHEET)
+    _decode_sheet(tokenizer, codes, output, count)
   else:
     _decode_folder(tokenizer, codes, output, count)
+  return {'output': output, 'images': count, 'codes': len(codes)}
 
 
 def reconstruct(
@@ -66,7 +73,7 @@ def reconstruct(
     output: str,
     *,
     limit: int = 0,
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Writes a page of images beside what is left of them.
 
   Args:
@@ -76,13 +83,13 @@ def reconstruct(
     limit: how many of the first images; 0: 18.
 
   Returns:
-    `images`, and of those `mse`, `psnr` and `bits_per_pixel`.
+    A summary: `output`, `images`, and of those `mse`, `psnr` and
+    `bits_per_pixel`.
 
   Raises:
     errors.UserError: when the output cannot be written.
   """
-  if not output.endswith('.html'):
-    raise errors.UserError(f'--output={output}: must be the name of a .html')
+  check_page(output)
   path = pathlib.Path(output).expanduser().resolve()
   workdir.create(str(path.parent), 'output')
   images = loaded.images[: limit or _ON_PAGE]
@@ -109,16 +116,24 @@ def reconstruct(
       count=len(loaded.images),
       grid=codes.shape[1:],
       different=len(np.unique(codes)),
+      large=images.shape[2] > _SMALL,
       mse=mse,
       psnr=_psnr(mse),
   )
   workdir.write_bytes(path, page.encode())
   return {
+      'output': output,
       'images': len(images),
       'mse': mse,
       'psnr': _psnr(mse),
       'bits_per_pixel': tokenizer.bits_per_pixel,
   }
+
+
+def check_page(output: str) -> None:
+  """Raises a UserError unless an output can be a page."""
+  if not output.endswith('.html'):
+    raise errors.UserError(f'--output={output}: must be the name of a .html')
 
 
 def _psnr(mse):
@@ -128,7 +143,7 @@ def _psnr(mse):
 def _decode_sheet(tokenizer, codes, output, count):
   images = [
       pictures.to_uint8(image)
-      for _, part in _decoded(tokenizer, codes, range(count))
+      for _, part in _decoded(tokenizer, codes, count)
       for image in part
   ]
   path = pathlib.Path(output).expanduser().resolve()
@@ -137,35 +152,33 @@ def _decode_sheet(tokenizer, codes, output, count):
 
 
 def _decode_folder(tokenizer, codes, output, count):
+  workdir.check_folder(output, 'FILE.png')
   path = workdir.create(output, 'output')
   described = json.loads(json.dumps(codes.description._asdict()))
-  known = workdir.read_json(path / _DECODED)
-  if known != described:
-    if any(path.iterdir()):
-      raise errors.UserError(
-          f'--output={output}: holds files that are not of these codes; give a'
-          ' folder of its own'
-      )
-    workdir.write_json(path / _DECODED, described)
-  for names, images in _decoded(tokenizer, codes, range(count)):
-    for name, image in zip(names, images, strict=True):
-      file = path / _file_name(name)
-      if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_bytes(file, _png(pictures.to_uint8(image)))
+  with workdir.lock(path):
+    if workdir.read_json(path / _DECODED) != described:
+      if any(file.name != '.lock' for file in path.iterdir()):
+        raise errors.UserError(
+            f'--output={output}: holds files that are not of these codes; give'
+            ' a folder of its own'
+        )
+      workdir.write_json(path / _DECODED, described)
+    for names, images in _decoded(tokenizer, codes, count):
+      for name, image in zip(names, images, strict=True):
+        file = path / _file_name(name)
+        if not file.exists():
+          file.parent.mkdir(parents=True, exist_ok=True)
+          workdir.write_bytes(file, _png(pictures.to_uint8(image)))
 
 
-def _decoded(tokenizer, codes, indices):
+def _decoded(tokenizer, codes, count):
   """Yields names and images, as many at a time as the devices take."""
   size = tokenizer.batch_size(*codes.description.image_shape[:2])
-  starts = range(0, len(indices), size)
   for start in progress.track(
-      starts, f'Decoding {len(indices)} images', images_per_item=size
+      range(0, count, size), f'Decoding {count} images', images_per_item=size
   ):
-    names, grids = zip(
-        *codes.__getitems__(indices[start : start + size]), strict=True
-    )
-    yield names, tokenizer.decode(np.stack(grids))
+    names, grids = codes[start : min(start + size, count)]
+    yield names, tokenizer.decode(grids)
 
 
 def _file_name(name):
@@ -173,7 +186,7 @@ def _file_name(name):
   name = ''.join(c if c.isprintable() else '_' for c in name)
   parts = [p for p in pathlib.PurePosixPath(name).parts if p not in ('/', '..')]
   path = pathlib.Path(*parts or ['_'])
-  return path if path.suffix == '.png' else path.with_name(path.name + '.png')
+  return path.with_name(path.name + '.png')  # Also x.png, for there may be x.
 
 
 def _png(image):

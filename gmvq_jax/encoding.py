@@ -111,7 +111,8 @@ def encode(
   rates = meter.rates(count)
   if not distributed.is_first():
     return {}
-  return _summary(codes_lib.open(output), tokenizer) | rates
+  codes = codes_lib.open(output)
+  return {'output': output} | _summary(codes, tokenizer) | rates
 
 
 def _encode_npz(tokenizer, loaded, described, output, meter):
@@ -122,7 +123,12 @@ def _encode_npz(tokenizer, loaded, described, output, meter):
     )
   path = pathlib.Path(output).expanduser().resolve()
   if path.exists():
-    known = codes_lib.open(path).description
+    try:
+      known = codes_lib.open(path).description
+    except errors.UserError as error:
+      raise errors.UserError(
+          f'--output={output}: is there, and holds no codes; give another'
+      ) from error
     _check_same(described, known, output)
     return 0
   workdir.create(str(path.parent), 'output')
@@ -133,6 +139,7 @@ def _encode_npz(tokenizer, loaded, described, output, meter):
 
 def _encode_folder(tokenizer, loaded, described, output, meter):
   """Writes what is missing; returns how many images that were."""
+  workdir.check_folder(output, 'FILE.npz')
   first = distributed.from_first
   path = pathlib.Path(first(lambda: str(workdir.create(output, 'output'))))
   with contextlib.ExitStack() as stack:
@@ -217,7 +224,8 @@ def _check_same(described, known, output):
     if getattr(known, field) != wanted:
       raise errors.UserError(
           f'--output={output}: holds codes of which {field} is'
-          f' {getattr(known, field)!r}, not {wanted!r}; give another'
+          f' {getattr(known, field)!r}, not {wanted!r}; give another, or the'
+          ' flags it was made with'
       )
 
 

@@ -27,7 +27,7 @@ from gmvq_jax import weights
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def export(workdir: str, output: str) -> pathlib.Path:
+def export(workdir: str, output: str) -> dict[str, Any]:
   """Exports the best checkpoint of a run.
 
   Args:
@@ -35,16 +35,14 @@ def export(workdir: str, output: str) -> pathlib.Path:
     output: the folder to write, whole or not at all.
 
   Returns:
-    The folder.
+    A summary: `output`, the folder; `tokenizer`, the hash; `bytes`.
 
   Raises:
     errors.UserError: when there is no such run, or the output is not free.
   """
-  if stored.is_exported(pathlib.Path(workdir).expanduser()):
-    raise errors.UserError(
-        f'--workdir={workdir}: is an exported tokenizer; give the work'
-        ' directory of a run'
-    )
+  stored.require_run(workdir)
+  if jax.process_count() > 1:
+    raise errors.UserError('--distributed: one process exports; leave it out')
   path = pathlib.Path(output).expanduser().resolve()
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise errors.UserError(
@@ -77,7 +75,11 @@ def export(workdir: str, output: str) -> pathlib.Path:
     if path.exists():
       path.rmdir()
     shutil.move(made, path)
-  return path
+  return {
+      'output': str(path),
+      'tokenizer': tokenizer.hash,
+      'bytes': sum(map(len, files.values())),
+  }
 
 
 def programs(tokenizer: tokenizer_lib.Tokenizer) -> dict[str, bytes]:

@@ -3,7 +3,7 @@ r"""The command line.
     python -m gmvq_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
     python -m gmvq_jax.main --mode=evaluate --workdir=runs/cifar10
     python -m gmvq_jax.main --mode=encode --workdir=runs/cifar10 \
-        --input=cifar10:train --output=codes/train
+        --input='cifar10:train[:90%]' --output=codes/train
 """
 
 from absl import flags
@@ -54,7 +54,8 @@ _PACKED = flags.DEFINE_boolean(
 _LIMIT = flags.DEFINE_integer(
     'limit',
     0,
-    'decode and reconstruct: only so many images, the first.',
+    'decode and reconstruct: only so many images, the first; 0: all in a'
+    ' folder, 256 on a sheet, 18 on a page.',
     lower_bound=0,
 )
 _CROP = flags.DEFINE_integer(

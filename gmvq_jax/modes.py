@@ -1,6 +1,7 @@
 """What the command line can do: a function for each `--mode`."""
 
 from collections.abc import Callable
+import contextlib
 import json
 import pathlib
 from typing import Any
@@ -57,12 +58,12 @@ def check(name: str, options: Options) -> None:
     if not getattr(options, option):
       raise errors.UserError(f'--{option} is missing; {_MISSING[option]}')
   for option, value in options._asdict().items():
-    # A configuration was always ignored by other modes.
-    known = (*mode.needs, *mode.takes, 'config')
+    known = (*mode.needs, *mode.takes)
     if option not in known and value not in (None, '', False, 0):
+      given = '' if option == 'config' else f'={value}'
       raise errors.UserError(
-          f'--{option}={value}: is not for --mode={name}, which takes'
-          f' {", ".join(f"--{x}" for x in (*mode.needs, *mode.takes))}'
+          f'--{option}{given}: is not for --mode={name}, which takes'
+          f' {", ".join(f"--{x}" for x in known)}'
       )
 
 
@@ -82,10 +83,11 @@ def _report(options):
 
 
 def _encode(options):
-  tokenizer, images = _tokenizer_and_images(options)
-  summary = encoding.encode(
-      tokenizer, images, options.output, packed=options.packed
-  )
+  with _of_flags():
+    tokenizer, images = _tokenizer_and_images(options)
+    summary = encoding.encode(
+        tokenizer, images, options.output, packed=options.packed
+    )
   _print(summary)
 
 
@@ -93,20 +95,25 @@ def _decode(options):
   tokenizer = tokenizer_lib.Tokenizer.load(options.workdir)
   codes = codes_lib.open(options.input)
   if distributed.is_first():
-    decoding.decode(tokenizer, codes, options.output, limit=options.limit)
+    _print(
+        decoding.decode(tokenizer, codes, options.output, limit=options.limit)
+    )
 
 
 def _reconstruct(options):
-  tokenizer, images = _tokenizer_and_images(options)
+  decoding.check_page(options.output)
+  with _of_flags():
+    tokenizer, images = _tokenizer_and_images(options)
   if distributed.is_first():
-    summary = decoding.reconstruct(
-        tokenizer, images, options.output, limit=options.limit
+    _print(
+        decoding.reconstruct(
+            tokenizer, images, options.output, limit=options.limit
+        )
     )
-    _print(summary)
 
 
 def _export(options):
-  export_lib.export(options.workdir, options.output)
+  _print(export_lib.export(options.workdir, options.output))
 
 
 def _tokenizer_and_images(options):
@@ -115,6 +122,18 @@ def _tokenizer_and_images(options):
       tokenizer, options.input, crop=options.crop, size=options.size
   )
   return tokenizer, images
+
+
+@contextlib.contextmanager
+def _of_flags():
+  """Has what loads images speak of this mode's flags, not of a run's fields."""
+  try:
+    yield
+  except errors.UserError as error:
+    line = str(error)
+    for field, flag in _FIELDS.items():
+      line = line.replace(field, flag)
+    raise errors.UserError(line) from error
 
 
 def _print(summary):
@@ -128,6 +147,12 @@ def _print_report(path):
     print(f'Report: {report}')
 
 
+_FIELDS = {
+    'data.name=': '--input=',
+    '--config.data.dir or TFDS_DATA_DIR': 'TFDS_DATA_DIR',
+    '--config.data.': '--',
+    'config.data.': '--',
+}
 _MISSING = {
     'config': 'give a file, such as --config=configs/cifar10.py',
     'workdir': 'give a directory for the run',
@@ -146,8 +171,11 @@ MODES = {
         _evaluate,
         'print the test metrics of the best checkpoint in --workdir',
         ('workdir',),
+        ('config',),
     ),
-    'report': Mode(_report, 'write its report.html anew', ('workdir',)),
+    'report': Mode(
+        _report, 'write its report.html anew', ('workdir',), ('config',)
+    ),
     'encode': Mode(
         _encode,
         'write the codes of the images in --input',

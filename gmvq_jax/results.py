@@ -14,6 +14,7 @@ from gmvq_jax import experiment as experiment_lib
 from gmvq_jax import metrics as metrics_lib
 from gmvq_jax import pictures
 from gmvq_jax import report
+from gmvq_jax import stored
 from gmvq_jax import train_step
 from gmvq_jax import workdir as workdir_lib
 
@@ -156,6 +157,7 @@ def _anchors(experiment):
 
 
 def _open(workdir):
+  stored.require_run(workdir)
   config = workdir_lib.read_config(workdir)
   experiment = experiment_lib.Experiment(config)
   path = pathlib.Path(workdir).expanduser().resolve()

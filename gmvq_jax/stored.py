@@ -56,6 +56,19 @@ def is_exported(path: pathlib.Path) -> bool:
   return (path / WEIGHTS).exists()
 
 
+def require_run(workdir: str) -> None:
+  """Checks that a work directory is not an exported model instead.
+
+  Raises:
+    errors.UserError: if it is.
+  """
+  if is_exported(pathlib.Path(workdir).expanduser()):
+    raise errors.UserError(
+        f'--workdir={workdir}: is an exported tokenizer; give the work'
+        ' directory of a run'
+    )
+
+
 def describe(model: Stored) -> dict[str, Any]:
   """Returns what `config.json` of an exported model needs to hold."""
   data = model.config.data

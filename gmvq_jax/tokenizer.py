@@ -87,6 +87,10 @@ class Tokenizer:
     with jax.enable_x64(False):  # Whatever else the program does.
       return cls(stored_lib.read(pathlib.Path(path).expanduser()))
 
+  def __repr__(self) -> str:
+    name = self.stored.config.quantizer.name
+    return f'Tokenizer({name}, {self.num_codes} codes, {self.hash[:12]})'
+
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """`(H, W, channels)` of the images it was trained on.
@@ -121,7 +125,7 @@ class Tokenizer:
       raise errors.UserError(
           f'images of {height} x {width}: cannot be halved'
           f' {self.stored.config.network.num_downsamplings} times; both must be'
-          f' multiples of {factor}'
+          f' multiples of {factor}: crop or resize them (--size=SIDE)'
       )
     return height // factor, width // factor
 

@@ -23,6 +23,27 @@ from ml_collections import ConfigDict
 
 from gmvq_jax import errors
 
+# Of files that someone may want where there is a folder.
+_SUFFIXES = set('.csv .gif .html .jpeg .jpg .json .npy .npz .png .txt'.split())
+_SUFFIXES |= {'.array_record', '.safetensors', '.tif', '.tiff', '.webp', '.zip'}
+
+
+def check_folder(path: str, file: str) -> None:
+  """Checks that an output is the name of a folder.
+
+  Args:
+    path: given as --output.
+    file: what may be given instead.
+
+  Raises:
+    errors.UserError: if it is that of a file.
+  """
+  suffix = pathlib.Path(path).suffix.lower()
+  if suffix in _SUFFIXES:
+    raise errors.UserError(
+        f'--output={path}: cannot be a {suffix}; give a folder or {file}'
+    )
+
 
 def create(path: str, flag: str = 'workdir') -> pathlib.Path:
   """Makes the directory if need be.

@@ -69,6 +69,25 @@ def test_what_is_written_is_read(tmp_path, codes, name, bits):
   )
 
 
+def test_several_at_once(path, codes):
+  opened = codes_lib.open(path)
+  names, grids = opened[2:6]
+  assert names == NAMES[2:6]
+  np.testing.assert_array_equal(grids, codes[2:6])
+  assert grids.dtype == np.int32
+  np.testing.assert_array_equal(opened[:][1], codes)
+  assert opened[7:][1].shape == (0, 2, 3)
+  assert opened.__getitems__([]) == []
+
+
+def test_small_sets_are_plain_arrays(tmp_path, codes):
+  path = write(tmp_path / 'codes.npz', codes, bits=16)
+  with np.load(path) as file:
+    assert file['codes'].dtype == np.uint16
+    np.testing.assert_array_equal(file['codes'], codes)
+    assert file['names'].tolist() == NAMES
+
+
 def test_there_is_no_image_beyond_the_last(path):
   opened = codes_lib.open(path)
   for index in (7, -8):
@@ -163,7 +182,9 @@ def test_damaged_files(tmp_path, codes, kind):
   def read():
     return list(codes_lib.open(folder))
 
-  assert 'encode the images again' in message_of(read)
+  message = message_of(read)
+  assert f'{file}: is damaged' in message
+  assert 'delete it' in message
 
 
 def test_codes_that_are_not_of_the_description(tmp_path, codes):
@@ -186,7 +207,7 @@ def test_damaged_npz(tmp_path, content):
 def test_npz_of_another_length(tmp_path, codes):
   path = tmp_path / 'codes.npz'
   codes_lib.write_npz(path, described(count=8), NAMES, codes)
-  assert '8 images' in message_of(codes_lib.open, path)
+  assert '(8,2,3)' in message_of(codes_lib.open, path)
 
 
 def test_nothing_is_left_of_a_failed_write(tmp_path, codes, monkeypatch):

@@ -63,6 +63,27 @@ def test_decoding_continues(tokenizer, codes, tmp_path):
   assert (output / '000001.png').stat().st_mtime_ns == known
 
 
+def test_no_image_is_lost_for_its_name(tokenizer, codes, tmp_path):
+  names = ['x.png', 'x', 'x.jpg', 'x.jpg.png', 'x.png.png']
+  path = tmp_path / 'codes.npz'
+  description = codes.description._replace(count=5)
+  codes_lib.write_npz(path, description, names, codes[:5][1])
+  summary = decoding.decode(
+      tokenizer, codes_lib.open(path), str(tmp_path / 'decoded')
+  )
+  assert summary['images'] == 5
+  files = {file.name for file in (tmp_path / 'decoded').glob('*.png')}
+  assert files == {f'{name}.png' for name in names}
+
+
+def test_outputs_that_are_no_folder(tokenizer, codes, tmp_path):
+  for name in ('sheet.jpg', 'other.npy', 'page.html'):
+    output = str(tmp_path / name)
+    message = message_of(decoding.decode, tokenizer, codes, output)
+    assert 'give a folder or FILE.png' in message
+    assert not (tmp_path / name).exists()
+
+
 def test_decoding_overwrites_nothing(tokenizer, codes, tmp_path):
   output = tmp_path / 'originals'
   output.mkdir()

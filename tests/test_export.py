@@ -39,7 +39,8 @@ np.savez(f'{folder}/../{count}.npz', codes=codes, images=decode.call(codes))
 def exported(trained, tmp_path_factory):
   path = tmp_path_factory.mktemp('export')
   np.save(path / 'images.npy', trained[1])
-  return export.export(str(trained[0]), str(path / 'tokenizer'))
+  export.export(str(trained[0]), str(path / 'tokenizer'))
+  return path / 'tokenizer'
 
 
 @pytest.fixture(scope='module')
@@ -108,9 +109,10 @@ def test_without_the_data_the_card_says_so(trained, tmp_path):
   data = trained[0].parent / 'images.npz'
   away = data.rename(tmp_path / 'images.npz')
   try:
-    path = export.export(str(moved), str(tmp_path / 'out'))
+    export.export(str(moved), str(tmp_path / 'out'))
   finally:
     away.rename(data)
+  path = tmp_path / 'out'
   card = (path / 'README.md').read_text()
   assert 'Not known:' in card and 'images.npz' in card
   assert gmvq_jax.Tokenizer.load(path).num_codes == 24

@@ -106,6 +106,23 @@ def test_two_processes_share_the_work(many, tmp_path):
   assert '{' not in second  # One speaks for all.
 
 
+def test_messages_speak_of_the_flags_of_the_mode(trained, tmp_path):
+  (tmp_path / 'photos').mkdir()
+  for side in (16, 20):
+    Image.new('RGB', (side, side)).save(tmp_path / 'photos' / f'{side}.png')
+  options = NOTHING._replace(
+      workdir=str(trained[0]),
+      input=f'folder:{tmp_path}/photos',
+      output=f'{tmp_path}/codes',
+  )
+  with pytest.raises(errors.UserError) as caught:
+    modes.MODES['encode'].run(options)
+  assert 'give --size=SIDE' in str(caught.value)
+  assert f'--input=folder:{tmp_path}/photos: images' in str(caught.value)
+  modes.MODES['encode'].run(options._replace(size=16))
+  assert len(gmvq_jax.codes.open(tmp_path / 'codes')) == 2
+
+
 @pytest.mark.parametrize('name', modes.MODES)
 def test_what_a_mode_needs_is_named(name):
   with pytest.raises(errors.UserError, match='--[a-z]+ is missing; [a-z]+'):
@@ -119,16 +136,19 @@ def test_what_a_mode_needs_is_named(name):
         ('evaluate', {'packed': True}),
         ('decode', {'size': 8}),
         ('export', {'limit': 3}),
+        ('encode', {'config': 'x'}),
         ('encode', {'limit': 3}),
     ],
 )
 def test_what_is_not_for_a_mode_is_named(name, given):
-  whole = NOTHING._replace(config='x', workdir='x')
+  whole = NOTHING._replace(workdir='x')
+  if name == 'train':
+    whole = whole._replace(config='x')
   if name not in ('train', 'evaluate'):
     whole = whole._replace(output='x')
   if name in ('encode', 'decode'):
     whole = whole._replace(input='x')
   modes.check(name, whole)
   (option,) = given
-  with pytest.raises(errors.UserError, match=f'--{option}=.* is not for'):
+  with pytest.raises(errors.UserError, match=f'--{option}.* is not for'):
     modes.check(name, whole._replace(**given))

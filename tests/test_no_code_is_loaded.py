@@ -160,7 +160,8 @@ def test_a_work_directory(tmp_path, payload, photographs):
 
 def test_a_tokenizer_and_its_codes(trained, tmp_path, payload):
   """Each file that is read of an export, and both forms of codes."""
-  exported = export.export(str(trained[0]), str(tmp_path / 'export'))
+  exported = tmp_path / 'export'
+  export.export(str(trained[0]), str(exported))
   for file in ('weights.safetensors', 'config.json'):
     whole = (exported / file).read_bytes()
     with open(exported / file, 'wb') as opened:

@@ -36,7 +36,8 @@ def of(images: Image | Sequence[Image], channels: int) -> np.ndarray:
   shape = images.shape
   if len(shape) != 4 or shape[3] != channels:
     raise errors.UserError(
-        f'images of shape {shape}: must be [B, H, W, {channels}]'
+        f'images of shape {shape}: must be [B, H, W, {channels}]; one image is'
+        ' a batch as images[None]'
     )
   if not images.size:
     raise errors.UserError(f'images of shape {shape}: there must be one')

@@ -132,7 +132,8 @@ def _check(files, shape):
     except pixels.UnusableError as error:
       return [None, None, str(error)]
     except Exception as error:  # Pillow raises what it likes.
-      reason = ' '.join(str(error).replace(str(file), 'it').split())
+      reason = str(error).replace(repr(str(file)), 'it')
+      reason = ' '.join(reason.replace(str(file), 'it').split())
       return [None, None, f'cannot be read ({reason[:100]})']
 
   starts = range(0, len(files), _CHECKED_AT_ONCE)
