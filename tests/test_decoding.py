@@ -120,6 +120,17 @@ def test_a_contact_sheet(tokenizer, images, codes, tmp_path):
   assert (sheet[18:, 36:] == 255).all()
 
 
+def test_how_many_are_shown_by_default(
+    tokenizer, loaded, codes, tmp_path, monkeypatch
+):
+  page, sheet = str(tmp_path / 'page.html'), str(tmp_path / 'sheet.png')
+  assert decoding.reconstruct(tokenizer, loaded, page)['images'] == 18
+  assert decoding.decode(tokenizer, codes, sheet)['images'] == 60
+  monkeypatch.setattr(decoding, '_SHEET', 9)
+  assert decoding.decode(tokenizer, codes, sheet)['images'] == 9
+  assert Image.open(sheet).size == (52, 52)
+
+
 def test_codes_of_another_tokenizer_are_refused(tokenizer, codes, tmp_path):
   other = codes_lib.Codes(codes.description._replace(tokenizer='f' * 64), None)
   message = message_of(

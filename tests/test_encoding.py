@@ -1,6 +1,7 @@
 """Sets of images to codes and back."""
 
 import json
+import time
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,7 @@ from gmvq_jax import codes as codes_lib
 from gmvq_jax import decoding
 from gmvq_jax import encoding
 from gmvq_jax import errors
+from gmvq_jax import workdir
 from gmvq_jax.data import pixels
 from gmvq_jax.data import whole
 
@@ -166,6 +168,61 @@ def test_outputs_that_hold_something_else(tokenizer, images, tmp_path):
   assert 'cannot be written' in message_of(
       encode, tokenizer, name, tmp_path / 'images.npy' / 'codes'
   )
+
+
+def test_two_runs_do_not_write_into_one_folder(tokenizer, images, tmp_path):
+  name, _ = images
+  path = tmp_path / 'codes'
+  path.mkdir()
+  with workdir.lock(path):
+    assert 'another run is using it' in message_of(
+        encode, tokenizer, name, path
+    )
+  encode(tokenizer, name, path)
+
+
+def test_little_is_read_ahead(tokenizer, images, tmp_path, monkeypatch):
+  """While a file is being written, no more than threads and buffer hold."""
+  name, array = images
+  loaded = encoding.load_images(tokenizer, name)
+  read, seen = [], []
+
+  class Counted:
+    shape = array.shape
+
+    def __len__(self):
+      return len(array)
+
+    def __getitem__(self, index):
+      if isinstance(index, slice):
+        read.append(index.start)
+      return array[index]
+
+  real = codes_lib.write_shard
+
+  def slow(*args):
+    if not seen:
+      time.sleep(1)
+    seen.append(len(read))
+    real(*args)
+
+  monkeypatch.setattr(codes_lib, 'write_shard', slow)
+  loaded = loaded._replace(images=Counted())
+  encoding.encode(tokenizer, loaded, str(tmp_path / 'codes'), shard_size=3)
+  assert len(seen) == 20
+  assert seen[0] <= 11, seen
+
+
+def test_rates_are_those_of_the_clock(monkeypatch):
+  """Busy from 1 to 5 and from 8 to 9, by two threads at first; read at 11."""
+  meter = encoding._Meter()
+  times = iter([1.0, 2.0, 4.0, 5.0, 8.0, 9.0, 11.0])
+  monkeypatch.setattr(encoding.time, 'perf_counter', lambda: next(times))
+  with meter.busy(), meter.busy():
+    pass
+  with meter.busy():
+    pass
+  assert meter.rates(30) == {'images_per_second': 3.0, 'device_busy': 0.5}
 
 
 def test_images_that_do_not_fit(tokenizer, tmp_path):

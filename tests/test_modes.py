@@ -119,8 +119,10 @@ def test_messages_speak_of_the_flags_of_the_mode(trained, tmp_path):
     modes.MODES['encode'].run(options)
   assert 'give --size=SIDE' in str(caught.value)
   assert f'--input=folder:{tmp_path}/photos: images' in str(caught.value)
-  modes.MODES['encode'].run(options._replace(size=16))
-  assert len(gmvq_jax.codes.open(tmp_path / 'codes')) == 2
+  modes.MODES['encode'].run(options._replace(crop=12, size=8))
+  codes = gmvq_jax.codes.open(tmp_path / 'codes')
+  assert codes.description.image_shape == (8, 8, 3)
+  assert len(codes) == 2
 
 
 @pytest.mark.parametrize('name', modes.MODES)

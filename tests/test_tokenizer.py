@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 import gmvq_jax
+from gmvq_jax import checkpoint
 from gmvq_jax import distributed
 from gmvq_jax import errors
 from gmvq_jax import programs
@@ -309,6 +310,41 @@ def test_no_function_of_the_users_is_imported(tmp_path, monkeypatch):
   made, *_ = untrained('gmvq', reconstruction_loss='boom:loss')
   made.encode(np.zeros((1, 16, 16, 3), np.uint8))
   assert 'boom' not in sys.modules
+
+
+def test_the_best_checkpoint_and_its_average(tmp_path, photographs):
+  """Not the last, and not the parameters that are still moving."""
+  exp = tiny.make(tiny.save_images(tmp_path, photographs), ema_decay=0.9)
+  run = tmp_path / 'run'
+  run.mkdir()
+  workdir_lib.write_json(run / 'config.json', exp.config.to_dict())
+  checkpoints = checkpoint.Checkpoints(run)
+  state = exp.init_state()
+  for step, mse, shift in ((1, 0.3, 1.0), (2, 0.1, 2.0), (3, 0.2, 3.0)):
+    average = jax.tree.map(lambda x, y=shift: x + y, state.ema_params)
+    place = {'origin': exp.origin, 'batches': None}
+    checkpoints.save(
+        step, state._replace(ema_params=average), place, {'mse': mse}
+    )
+  checkpoints.close()
+  loaded = gmvq_jax.Tokenizer.load(run)
+  start = state.ema_params['quantizer']['codebook']
+  np.testing.assert_array_equal(loaded.codebook, start + 2.0)
+
+
+def test_tiles_do_not_depend_on_the_devices(monkeypatch):
+  """The program of a unit is the same on any machine, tiled ones too."""
+  made, *_ = untrained('gmvq', **{'quantizer.num_codes': 2048})
+  images = jax.ShapeDtypeStruct((64, 16, 16, 3), np.uint8)
+  programs_of = set()
+  for count in (1, 2, 8):
+    monkeypatch.setattr(jax, 'device_count', lambda n=count: n)
+    program = jax.make_jaxpr(lambda *args: made.encode_unit(*args))(
+        made.variables, images
+    )
+    programs_of.add(str(program))
+  (program,) = programs_of
+  assert '1024,2048' not in program, 'not tiled'
 
 
 def test_units_do_not_depend_on_the_devices():
