@@ -158,7 +158,11 @@ def test_a_page_of_reconstructions(tokenizer, images, loaded, tmp_path):
   assert '000004' in page and '000005' not in page
   assert tokenizer.hash[:12] in page
   error = tokenizer.reconstruct(images[:5]) - images[:5] / 255
-  assert summary['mse'] == pytest.approx(np.mean(np.square(error)))
+  mse = np.mean(np.square(error))
+  assert summary['mse'] == pytest.approx(mse)
+  assert summary['psnr'] == pytest.approx(-10 * np.log10(mse))
+  first = -10 * np.log10(np.mean(np.square(error[0])))
+  assert f'000000, {first:.2f} dB' in page
   assert 'must be the name of a .html' in message_of(
       decoding.reconstruct, tokenizer, loaded, 'page'
   )

@@ -64,6 +64,9 @@ def test_a_set_of_images(tokenizer, images, tmp_path, output, packed):
   assert summary['bytes_packed'] == 60 * 10
   assert summary['entropy'] == bits.entropy(counts)
   assert summary['perplexity'] == pytest.approx(2 ** bits.entropy(counts))
+  assert summary['grid'] == [4, 4]
+  assert summary['bits_per_pixel'] == np.log2(24) / 16
+  assert summary['codes_used'] == np.mean(counts > 0)
   assert summary['entropy_bits_per_pixel'] == summary['entropy'] / 16
   length = bits.adaptive_length(counts) / 8
   assert length <= summary['bytes_entropy_coded'] < length + 1
@@ -168,6 +171,27 @@ def test_outputs_that_hold_something_else(tokenizer, images, tmp_path):
   assert 'cannot be written' in message_of(
       encode, tokenizer, name, tmp_path / 'images.npy' / 'codes'
   )
+
+
+def test_codes_of_another_tokenizer_are_not_added_to(
+    tokenizer, images, tmp_path, monkeypatch
+):
+  name, _ = images
+  encode(tokenizer, name, tmp_path / 'codes', shard_size=20)
+  (tmp_path / 'codes' / 'codes-00001-of-00003.array_record').unlink()
+  other = gmvq_jax.Tokenizer(tokenizer.stored)
+  other.hash = 'f' * 64
+  assert 'tokenizer is' in message_of(
+      encode, other, name, tmp_path / 'codes', shard_size=20
+  )
+  assert len(contents(tmp_path / 'codes')) == 2
+
+
+def test_bad_images_are_named_and_skipped(tokenizer, folder, tmp_path, caplog):
+  (folder / 'bad.png').write_bytes(b'no image')
+  loaded = encoding.load_images(tokenizer, f'folder:{folder}', size=16)
+  assert 'bad.png' in caplog.text
+  assert len(loaded.images) == len(loaded.files) == 3
 
 
 def test_two_runs_do_not_write_into_one_folder(tokenizer, images, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -89,8 +90,16 @@ def test_what_is_known_of_it(exported, trained, tokenizer):
   assert config['tokenizer'] == tokenizer.hash
   assert config['grid'] == [4, 4]
   card = (exported / 'README.md').read_text()
-  assert f'{1000 * known["mse"]:.3g}' in card
-  assert 'k-means on patches' in card and 'Gaussian rate-distortion' in card
+  (row,) = re.findall(r'this tokenizer \|(.*)\|', card)
+  columns = [float(x.replace(',', '')) for x in row.split('|')]
+  fields = ('mse', 'psnr', 'ssim', 'perplexity', 'bits_per_image')
+  expected = [known[name] for name in fields]
+  expected[0] *= 1000
+  np.testing.assert_allclose(columns, expected, rtol=1e-2)
+  bound = config['anchors']['gaussian']['mse']
+  (row,) = re.findall(r'Gaussian rate-distortion \|([^|]*)\|', card)
+  np.testing.assert_allclose(float(row), 1000 * bound, rtol=1e-2)
+  assert 'k-means on patches' in card
   assert tokenizer.hash in card
   assert '&' not in card, 'escaped as if it were HTML'
 

@@ -344,7 +344,7 @@ def test_bad_files_are_named_skipped_and_counted(folder, bad, caplog):
       assert line.startswith(f'Skipped {path}: ')
       assert '\n' not in line
     reasons = ''.join(lines)
-    assert "cannot be read (cannot identify image file 'it')" in reasons
+    assert "cannot be read (cannot identify image file it)" in reasons
     assert '32 bits per channel (mode F)' in reasons
     caplog.clear()
 
