@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+_WHOLE = (8, 16, 32)
+
 
 def needed(num_codes: int) -> int:
   """Returns the bits of a code of fixed length: log2(C), rounded up."""
@@ -15,7 +17,7 @@ def needed(num_codes: int) -> int:
 
 def whole_bytes(num_codes: int) -> int:
   """Returns the bits of the least unsigned integer that holds a code."""
-  return next(bits for bits in (8, 16, 32) if bits >= needed(num_codes))
+  return next(bits for bits in _WHOLE if bits >= needed(num_codes))
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -30,17 +32,28 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
   Returns:
     uint8 `[N, ceil(P * bits / 8)]`.
   """
-  shifts = np.arange(bits - 1, -1, -1, dtype=np.uint32)
-  ones = codes.astype(np.uint32)[..., None] >> shifts & 1
-  return np.packbits(ones.astype(bool).reshape(len(codes), -1), axis=-1)
+  if bits in _WHOLE:
+    return codes.astype(f'>u{bits // 8}').view(np.uint8)
+  shifts = np.arange(bits - 1, -1, -1)
+
+  def pack_row(row):
+    return np.packbits((row[:, None] >> shifts & 1).astype(bool))
+
+  # A row at a time: there are many times as many bits as codes.
+  return np.stack([pack_row(row) for row in codes])
 
 
 def unpack(packed: np.ndarray, positions: int, bits: int) -> np.ndarray:
   """Returns the codes, `[N, positions]` int32, that `pack` made `packed` of."""
-  ones = np.unpackbits(packed, axis=-1, count=positions * bits)
-  ones = ones.reshape(len(packed), positions, bits).astype(np.uint32)
-  shifts = np.arange(bits - 1, -1, -1, dtype=np.uint32)
-  return (ones << shifts).sum(axis=-1, dtype=np.uint32).astype(np.int32)
+  if bits in _WHOLE:
+    return packed.view(f'>u{bits // 8}').astype(np.int32)
+  weights = (1 << np.arange(bits - 1, -1, -1)).astype(np.float64)
+
+  def unpack_row(row):
+    ones = np.unpackbits(row, count=positions * bits)
+    return ones.reshape(positions, bits) @ weights
+
+  return np.stack([unpack_row(row) for row in packed]).astype(np.int32)
 
 
 def entropy(counts: np.ndarray) -> float:

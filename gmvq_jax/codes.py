@@ -35,7 +35,7 @@ DESCRIPTION = 'codes.json'
 # Random access wants a group for each record; packed codes hardly shrink.
 _OPTIONS = 'group_size:1,uncompressed'
 _LENGTH = struct.Struct('>H')
-_READ_AT_ONCE = 4096
+_CODES_AT_ONCE = 2**20
 
 
 class Description(NamedTuple):
@@ -48,7 +48,8 @@ class Description(NamedTuple):
     image_shape: `(H, W, channels)` of every image.
     bits: of a stored code.
     count: of the images.
-    images: what they were, for the user, with a digest of some of them.
+    images: what they were, for the user.
+    identity: of the images, which changes when they do.
     shard_size: images in a file; the last may have fewer.
   """
 
@@ -59,6 +60,7 @@ class Description(NamedTuple):
   bits: int
   count: int
   images: str
+  identity: str
   shard_size: int
 
   @property
@@ -120,8 +122,9 @@ class Codes:
   def counts(self) -> np.ndarray:
     """Returns how often each code occurs, `[C]`."""
     total = np.zeros(self.num_codes, np.int64)
-    for start in range(0, len(self), _READ_AT_ONCE):
-      _, codes = self[start : start + _READ_AT_ONCE]
+    at_once = max(_CODES_AT_ONCE // (self.grid[0] * self.grid[1]), 1)
+    for start in range(0, len(self), at_once):
+      _, codes = self[start : start + at_once]
       total += np.bincount(codes.ravel(), minlength=self.num_codes)
     return total
 
@@ -154,7 +157,7 @@ def open(path: str | os.PathLike) -> Codes:  # noqa: A001
     errors.UserError: (a ValueError) when there are none, or not yet all, or
       they are damaged.
   """
-  path = pathlib.Path(path).expanduser()
+  path = workdir.expand(path)
   if path.suffix == '.npz' and not path.is_dir():
     return _open_npz(path)
   described = read_description(path) if path.is_dir() else None
@@ -163,13 +166,13 @@ def open(path: str | os.PathLike) -> Codes:  # noqa: A001
         f'{path}: holds no {DESCRIPTION}; give a folder or a .npz file that'
         ' --mode=encode wrote'
     )
-  shards = [described.shard_name(i) for i in range(described.num_shards)]
-  missing = [shard for shard in shards if not (path / shard).exists()]
-  if missing:
-    raise errors.UserError(
-        f'{path}: {len(missing)} of its {len(shards)} files are not there, such'
-        f' as {missing[0]}; the command that encodes them continues'
-    )
+  there = {file.name for file in path.iterdir()}
+  for shard in range(described.num_shards):
+    if described.shard_name(shard) not in there:
+      raise errors.UserError(
+          f'{path}: {described.shard_name(shard)} is not there (yet); the'
+          ' command that encodes the images continues'
+      )
   return Codes(described, _Files(path, described))
 
 
@@ -245,7 +248,7 @@ def write_npz(
       description=np.array(json.dumps(description._asdict())),
       **arrays,
   )
-  workdir.write_bytes(path, buffer.getvalue())
+  workdir.write_bytes(path, buffer.getvalue(), replace=False)
 
 
 class _Files:
@@ -352,11 +355,13 @@ def _description(fields: dict[str, Any], where: object) -> Description:
         grid=tuple(map(int, fields['grid'])),
         image_shape=tuple(map(int, fields['image_shape'])),
         images=str(fields['images']),
+        identity=str(fields['identity']),
         **{name: int(fields[name]) for name in numbers},
     )
     sizes = (*made.grid, *made.image_shape, *(fields[n] for n in numbers))
     fits = len(made.grid) == 2 and len(made.image_shape) == 3
-    if not fits or min(sizes) < 1 or made.bits > 32:
+    fits = fits and made.num_codes <= 2**made.bits <= 2**32
+    if not fits or min(sizes) < 1:
       raise ValueError(f'its numbers are {sizes}')
     return made
   except Exception as error:

@@ -90,8 +90,7 @@ def reconstruct(
     errors.UserError: when the output cannot be written.
   """
   check_page(output)
-  path = pathlib.Path(output).expanduser().resolve()
-  workdir.create(str(path.parent), 'output')
+  path = workdir.output_file(output)
   images = loaded.images[: limit or _ON_PAGE]
   codes = tokenizer.encode(images)
   decoded = tokenizer.decode(codes)
@@ -120,7 +119,7 @@ def reconstruct(
       mse=mse,
       psnr=_psnr(mse),
   )
-  workdir.write_bytes(path, page.encode())
+  workdir.write_bytes(path, page.encode(errors='replace'))
   return {
       'output': output,
       'images': len(images),
@@ -146,8 +145,7 @@ def _decode_sheet(tokenizer, codes, output, count):
       for _, part in _decoded(tokenizer, codes, count)
       for image in part
   ]
-  path = pathlib.Path(output).expanduser().resolve()
-  workdir.create(str(path.parent), 'output')
+  path = workdir.output_file(output)
   workdir.write_bytes(path, pictures.to_png(pictures.sheet(np.stack(images))))
 
 
@@ -157,7 +155,7 @@ def _decode_folder(tokenizer, codes, output, count):
   described = json.loads(json.dumps(codes.description._asdict()))
   with workdir.lock(path):
     if workdir.read_json(path / _DECODED) != described:
-      if any(file.name != '.lock' for file in path.iterdir()):
+      if any(not file.name.startswith('.') for file in path.iterdir()):
         raise errors.UserError(
             f'--output={output}: holds files that are not of these codes; give'
             ' a folder of its own'

@@ -86,6 +86,12 @@ def on_all(flag: bool) -> bool:
   return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
 
 
+def wait_for_all(what: str) -> None:
+  """Waits until every process has come here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
 def data_mesh(num_devices: int | None = None) -> Mesh:
   """Returns the first devices along one axis, over which batches are divided.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import math
 import pathlib
 import threading
 import time
@@ -9,7 +10,6 @@ from typing import Any
 
 import grain
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
 from gmvq_jax import bits as bits_lib
@@ -20,10 +20,10 @@ from gmvq_jax import progress
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import workdir
 from gmvq_jax.data import pixels
-from gmvq_jax.data import sources
 from gmvq_jax.data import whole
 
-_SHARD_SIZE = 4096
+_SHARD_IMAGES = 2**12
+_SHARD_CODES = 2**20
 _THREADS = 4
 _AHEAD = 4  # Batches.
 
@@ -71,7 +71,7 @@ def encode(
     output: str,
     *,
     packed: bool = False,
-    shard_size: int = _SHARD_SIZE,
+    shard_size: int = 0,
 ) -> dict[str, Any]:
   """Writes the codes of images, or those that are not there yet.
 
@@ -82,7 +82,8 @@ def encode(
     loaded: of `load_images`.
     output: a folder, or a `.npz` file for a small set; see `codes.py`.
     packed: whether codes take log2(C) bits, rounded up, or 8, 16 or 32.
-    shard_size: images in a file of a folder.
+    shard_size: images in a file of a folder; 0: 4,096, or fewer where these
+      would hold more than 2^20 codes.
 
   Returns:
     A summary: sizes in bytes, `entropy` in bits per code, and what was achieved
@@ -95,15 +96,17 @@ def encode(
   height, width = images.shape[1:3]
   needed = bits_lib.needed(tokenizer.num_codes)
   small = output.endswith('.npz')
+  grid = tokenizer.grid(height, width)
   described = codes_lib.Description(
       tokenizer=tokenizer.hash,
       num_codes=tokenizer.num_codes,
-      grid=tokenizer.grid(height, width),
+      grid=grid,
       image_shape=tuple(images.shape[1:]),
       bits=needed if packed else bits_lib.whole_bytes(tokenizer.num_codes),
       count=len(images),
-      images=f'{loaded.source}, {sources.fingerprint(images)}',
-      shard_size=len(images) if small else shard_size,
+      images=loaded.source,
+      identity=loaded.identity,
+      shard_size=len(images) if small else shard_size or _shard_size(grid),
   )
   meter = _Meter()
   write = _encode_npz if small else _encode_folder
@@ -115,13 +118,17 @@ def encode(
   return {'output': output} | _summary(codes, tokenizer) | rates
 
 
+def _shard_size(grid):
+  return max(min(_SHARD_IMAGES, _SHARD_CODES // (grid[0] * grid[1])), 1)
+
+
 def _encode_npz(tokenizer, loaded, described, output, meter):
   """Writes a file, unless it is there; returns how many images that were."""
   if jax.process_count() > 1:
     raise errors.UserError(
         f'--output={output}: a .npz is written by one process; give a folder'
     )
-  path = pathlib.Path(output).expanduser().resolve()
+  path = workdir.expand(output).resolve()
   if path.exists():
     try:
       known = codes_lib.open(path).description
@@ -148,7 +155,7 @@ def _encode_folder(tokenizer, loaded, described, output, meter):
     def missing():
       known = codes_lib.read_description(path)
       if known is None:
-        others = [x.name for x in path.iterdir() if x.name != '.lock']
+        others = [x.name for x in path.iterdir() if not x.name.startswith('.')]
         if others:
           raise errors.UserError(
               f'--output={output}: holds {min(others)}, and no codes; give a'
@@ -169,8 +176,7 @@ def _encode_folder(tokenizer, loaded, described, output, meter):
         tokenizer, loaded, described, mine, meter
     ):
       codes_lib.write_shard(path, described, shard, names, codes)
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices('encoded')
+    distributed.wait_for_all('encoded')
   size = described.shard_size
   return sum(min(size, described.count - shard * size) for shard in shards)
 
@@ -221,7 +227,8 @@ def _shards(tokenizer, loaded, described, shards, meter):
 def _check_same(described, known, output):
   """Checks that codes which are there already are those to be written."""
   for field, wanted in described._asdict().items():
-    if getattr(known, field) != wanted:
+    # The same images may be given by another name.
+    if field != 'images' and getattr(known, field) != wanted:
       raise errors.UserError(
           f'--output={output}: holds codes of which {field} is'
           f' {getattr(known, field)!r}, not {wanted!r}; give another, or the'
@@ -252,7 +259,7 @@ def _summary(codes, tokenizer):
       'codes': total,
       'bytes': size(described.bits),
       'bytes_packed': size(bits_lib.needed(described.num_codes)),
-      'bytes_entropy_coded': -(-int(bits_lib.adaptive_length(counts)) // 8),
+      'bytes_entropy_coded': math.ceil(bits_lib.adaptive_length(counts) / 8),
   }
 
 

@@ -23,6 +23,7 @@ from gmvq_jax import results
 from gmvq_jax import stored
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import weights
+from gmvq_jax import workdir as workdir_lib
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -43,7 +44,7 @@ def export(workdir: str, output: str) -> dict[str, Any]:
   stored.require_run(workdir)
   if jax.process_count() > 1:
     raise errors.UserError('--distributed: one process exports; leave it out')
-  path = pathlib.Path(output).expanduser().resolve()
+  path = workdir_lib.expand(output).resolve()
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise errors.UserError(
         f'--output={output}: is there already; give a folder of its own'

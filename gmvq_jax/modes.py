@@ -98,6 +98,7 @@ def _decode(options):
     _print(
         decoding.decode(tokenizer, codes, options.output, limit=options.limit)
     )
+  distributed.wait_for_all('decoded')
 
 
 def _reconstruct(options):
@@ -110,6 +111,7 @@ def _reconstruct(options):
             tokenizer, images, options.output, limit=options.limit
         )
     )
+  distributed.wait_for_all('reconstructed')
 
 
 def _export(options):

@@ -13,7 +13,7 @@ from gmvq_jax import distributed
 from gmvq_jax import errors
 from gmvq_jax import programs
 from gmvq_jax import weights
-from gmvq_jax import workdir
+from gmvq_jax import workdir as workdir_lib
 
 # Files of an exported model; see `export.py`.
 CONFIG = 'config.json'
@@ -62,7 +62,7 @@ def require_run(workdir: str) -> None:
   Raises:
     errors.UserError: if it is.
   """
-  if is_exported(pathlib.Path(workdir).expanduser()):
+  if is_exported(workdir_lib.expand(workdir)):
     raise errors.UserError(
         f'--workdir={workdir}: is an exported tokenizer; give the work'
         ' directory of a run'
@@ -96,10 +96,15 @@ def _checkpoint(path):
         f'{path}: there is no such directory; give the work directory of a run,'
         ' or an exported tokenizer'
     )
-  config = workdir.read_config(path)
+  config = workdir_lib.read_config(path)
   config_lib.validate(config)
   checkpoints = checkpoint.Checkpoints(path)
-  image_shape = tuple(checkpoints.some_place()['origin']['image_shape'])
+  image_shape = checkpoints.some_place()['origin'].get('image_shape')
+  if image_shape is None:
+    raise errors.UserError(
+        f'{path}: was trained by an earlier version, which did not keep the'
+        ' shape of images; train it again, or from it by --config.init_from'
+    )
   sharding = distributed.replicated(distributed.data_mesh())
   like = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -114,11 +119,11 @@ def _checkpoint(path):
   numbers = programs.numbers_of(config)
   model = programs.build_model(config, numbers, image_shape[-1])
   variables = jax.device_get(state.eval_variables)
-  return Stored(config, weights.of_model(model, variables), image_shape)
+  return Stored(config, weights.of_model(model, variables), tuple(image_shape))
 
 
 def _exported(path):
-  described = workdir.read_json(path / CONFIG)
+  described = workdir_lib.read_json(path / CONFIG)
   if described is None:
     raise errors.UserError(
         f'{path / CONFIG}: is missing; export the tokenizer again'
@@ -127,7 +132,9 @@ def _exported(path):
     config = config_lib.default_config()
     for name in ('network', 'quantizer'):
       config[name] = ConfigDict(described[name])
-    height, width, channels = map(int, described['image_shape'])
+    height, width, channels = described['image_shape']
+    if not all(type(n) is int and n > 0 for n in (height, width, channels)):
+      raise ValueError(f'image_shape is {described["image_shape"]}')
     # Which data there were does not matter any more.
     config.data.update(described['data'], name=str(path), channels=channels)
     known = described['tokenizer']

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import functools
 import math
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from gmvq_jax import errors
 from gmvq_jax import programs
 from gmvq_jax import stored as stored_lib
 from gmvq_jax import weights
+from gmvq_jax import workdir
 from gmvq_jax.data import batch as batch_lib
 
 # Pixels in a unit: what fills the caches of a CPU core, or an accelerator.
@@ -85,7 +85,7 @@ class Tokenizer:
       errors.UserError: (a ValueError) when there is none, or it is damaged.
     """
     with jax.enable_x64(False):  # Whatever else the program does.
-      return cls(stored_lib.read(pathlib.Path(path).expanduser()))
+      return cls(stored_lib.read(workdir.expand(path)))
 
   def __repr__(self) -> str:
     name = self.stored.config.quantizer.name
@@ -249,7 +249,8 @@ class Tokenizer:
       part = batch[start : start + size]
       missing = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)
       part = distributed.divide(np.pad(part, missing), self._mesh)
-      with jax.enable_x64(False):
+      # Whatever else the program does.
+      with jax.enable_x64(False), jax.set_mesh(self._mesh):
         running.append(program(self._variables, part))
       if len(running) > _IN_FLIGHT:
         done.append(np.asarray(running.popleft()))

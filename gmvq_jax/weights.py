@@ -41,7 +41,7 @@ def of_model(
           _names(variables), jax.tree.leaves(variables), strict=True
       )
   }
-  return tensors | {CODEBOOK: np.asarray(codebook)}
+  return tensors | {CODEBOOK: np.asarray(codebook, np.float32)}
 
 
 def to_variables(

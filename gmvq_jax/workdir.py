@@ -45,6 +45,33 @@ def check_folder(path: str, file: str) -> None:
     )
 
 
+def expand(path: str | os.PathLike) -> pathlib.Path:
+  """Returns a path without `~`.
+
+  Raises:
+    errors.UserError: when there is no such home.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise errors.UserError(f'{path}: there is no such home') from error
+
+
+def output_file(output: str) -> pathlib.Path:
+  """Returns the path of a file to be written, whose folder it makes.
+
+  Raises:
+    errors.UserError: when it is there already, or cannot be written.
+  """
+  path = expand(output).resolve()
+  if path.exists():
+    raise errors.UserError(
+        f'--output={output}: is there already; give another name'
+    )
+  create(str(path.parent), 'output')
+  return path
+
+
 def create(path: str, flag: str = 'workdir') -> pathlib.Path:
   """Makes the directory if need be.
 
@@ -89,14 +116,47 @@ def lock(workdir: pathlib.Path):
     yield
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file, whole or not at all."""
-  temporary = path.with_name(path.name + '.tmp')
+def write_bytes(
+    path: pathlib.Path, content: bytes, *, replace: bool = True
+) -> None:
+  """Writes a file, whole or not at all.
+
+  Args:
+    path: of the file.
+    content: of it.
+    replace: whether a file that is there is replaced.
+
+  Raises:
+    errors.UserError: when there is one that is not to be replaced.
+  """
+  number, temporary = tempfile.mkstemp(
+      dir=path.parent, prefix='.', suffix='.tmp'
+  )
   try:
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with open(number, 'wb') as file:
+      file.write(content)
+    os.chmod(temporary, 0o666 & ~_umask())
+    if replace:
+      os.replace(temporary, path)
+    else:
+      os.link(temporary, path)
+  except FileExistsError as error:
+    raise errors.UserError(
+        f'{path}: is there already; give another name'
+    ) from error
+  except OSError as error:
+    reason = error.strerror or error
+    raise OSError(f'{path}: cannot be written ({reason})') from error
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+
+
+def _umask():
+  """Returns the permissions that new files lack."""
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -18,7 +18,7 @@ NAMES = [f'räume/{i}.png' for i in range(7)]
 def described(**fields):
   known = codes_lib.Description(
       tokenizer='abc', num_codes=300, grid=(2, 3), image_shape=(8, 12, 3),
-      bits=9, count=7, images='some', shard_size=3,
+      bits=9, count=7, images='some', identity='x', shard_size=3,
   )  # fmt: skip
   return known._replace(**fields)
 
@@ -146,7 +146,7 @@ def test_paths_without_codes(tmp_path, codes):
   assert 'no codes.json' in message_of(codes_lib.open, tmp_path)
   folder = write(tmp_path / 'folder', codes)
   (folder / 'codes-00001-of-00003.array_record').unlink()
-  assert '1 of its 3 files are not there' in message_of(codes_lib.open, folder)
+  assert 'codes-00001-of-00003' in message_of(codes_lib.open, folder)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,8 @@ def test_paths_without_codes(tmp_path, codes):
     ['', '[]', '{}', '{"count": "x"}', 'null',
      json.dumps(described(bits=33)._asdict()),
      json.dumps(described(count=0)._asdict()),
+     json.dumps(described(num_codes=10**12)._asdict()),
+     json.dumps(described(num_codes=513)._asdict()),
      json.dumps(described(grid=(2,))._asdict())],
 )
 def test_damaged_descriptions(tmp_path, codes, content):
@@ -210,6 +212,23 @@ def test_npz_of_another_length(tmp_path, codes):
   assert '(8,2,3)' in message_of(codes_lib.open, path)
 
 
+def test_a_description_that_is_far_too_long_is_no_wait(tmp_path, codes):
+  folder = write(tmp_path / 'folder', codes)
+  codes_lib.write_description(folder, described(count=10**12, shard_size=1))
+  assert 'is not there' in message_of(codes_lib.open, folder)
+
+
+def test_a_small_set_replaces_nothing(tmp_path, codes):
+  path = write(tmp_path / 'codes.npz', codes)
+  before = path.read_bytes()
+  message = message_of(
+      codes_lib.write_npz, path, described(), NAMES, codes[::-1]
+  )
+  assert 'is there already' in message
+  assert path.read_bytes() == before
+  assert [p.name for p in tmp_path.iterdir()] == ['codes.npz']
+
+
 def test_nothing_is_left_of_a_failed_write(tmp_path, codes, monkeypatch):
   folder = write(tmp_path / 'folder', codes)
   before = sorted(folder.iterdir())
@@ -218,6 +237,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path, codes, monkeypatch):
     raise OSError('No space left on device')
 
   monkeypatch.setattr(codes_lib.os, 'replace', fail)
+  monkeypatch.setattr(codes_lib.os, 'link', fail)
   with pytest.raises(OSError, match='No space'):
     codes_lib.write_shard(folder, described(), 0, NAMES[:3], codes[:3])
   with pytest.raises(OSError, match='No space'):

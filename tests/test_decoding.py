@@ -126,6 +126,12 @@ def test_how_many_are_shown_by_default(
   page, sheet = str(tmp_path / 'page.html'), str(tmp_path / 'sheet.png')
   assert decoding.reconstruct(tokenizer, loaded, page)['images'] == 18
   assert decoding.decode(tokenizer, codes, sheet)['images'] == 60
+  for message in (
+      message_of(decoding.reconstruct, tokenizer, loaded, page),
+      message_of(decoding.decode, tokenizer, codes, sheet),
+  ):
+    assert 'is there already' in message
+  (tmp_path / 'sheet.png').unlink()
   monkeypatch.setattr(decoding, '_SHEET', 9)
   assert decoding.decode(tokenizer, codes, sheet)['images'] == 9
   assert Image.open(sheet).size == (52, 52)

@@ -92,7 +92,7 @@ def test_it_continues_where_it_was_stopped(
   monkeypatch.setattr(codes_lib, 'write_shard', stop_at_the_third)
   with pytest.raises(KeyboardInterrupt):
     encode(tokenizer, name, path, shard_size=10)
-  with pytest.raises(errors.UserError, match='4 of its 6 files are not there'):
+  with pytest.raises(errors.UserError, match='codes-00002-of-00006'):
     codes_lib.open(path)
   summary = encode(tokenizer, name, path, shard_size=10)
   assert calls == [0, 1, 2, 2, 3, 4, 5]
@@ -120,6 +120,7 @@ def test_a_failing_image_leaves_whole_files(tokenizer, images, tmp_path):
 
   class Broken:
     shape = array.shape
+    identity = loaded.images.identity
 
     def __len__(self):
       return len(array)
@@ -155,14 +156,14 @@ def test_outputs_that_hold_something_else(tokenizer, images, tmp_path):
   encode(tokenizer, name, path)
   before = contents(path)
   other = f'array:{tmp_path}/other.npy'
-  assert 'images is' in message_of(encode, tokenizer, other, path)
+  assert 'identity is' in message_of(encode, tokenizer, other, path)
   assert 'bits is 8, not 5' in message_of(
       encode, tokenizer, name, path, packed=True
   )
   assert contents(path) == before
   small = tmp_path / 'codes.npz'
   encode(tokenizer, name, small)
-  assert 'images is' in message_of(encode, tokenizer, other, small)
+  assert 'identity is' in message_of(encode, tokenizer, other, small)
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.tex').write_text('')
   assert 'holds thesis.tex' in message_of(
@@ -192,6 +193,33 @@ def test_bad_images_are_named_and_skipped(tokenizer, folder, tmp_path, caplog):
   loaded = encoding.load_images(tokenizer, f'folder:{folder}', size=16)
   assert 'bad.png' in caplog.text
   assert len(loaded.images) == len(loaded.files) == 3
+
+
+def test_images_that_changed_are_not_mixed(tokenizer, folder, tmp_path):
+  """One that is between those that a digest looks at; or another name."""
+  array = np.zeros((1000, 16, 16, 3), np.uint8)
+  np.save(tmp_path / 'x.npy', array)
+  name, path = f'array:{tmp_path}/x.npy', tmp_path / 'codes'
+  encode(tokenizer, name, path)
+  array[1] = 9
+  time.sleep(0.05)
+  np.save(tmp_path / 'x.npy', array)
+  assert 'identity is' in message_of(encode, tokenizer, name, path)
+
+  def encode_folder():
+    loaded = encoding.load_images(tokenizer, f'folder:{folder}', size=16)
+    encoding.encode(tokenizer, loaded, str(tmp_path / 'of_folder'))
+
+  encode_folder()
+  encode_folder()
+  (folder / 'a.jpg').rename(folder / 'a2.jpg')
+  assert 'identity is' in message_of(encode_folder)
+
+
+def test_files_are_smaller_where_grids_are_large(tokenizer):
+  assert encoding._shard_size((8, 8)) == 4096
+  assert encoding._shard_size((64, 64)) == 256
+  assert encoding._shard_size((4096, 4096)) == 1
 
 
 def test_two_runs_do_not_write_into_one_folder(tokenizer, images, tmp_path):

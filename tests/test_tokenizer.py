@@ -129,6 +129,7 @@ def test_it_is_the_model_at_evaluation(name, photographs):
   codes = made.encode(images)
   np.testing.assert_array_equal(codes, quantized.codes)
   np.testing.assert_allclose(made.decode(codes), decoded, atol=1e-6)
+  assert made.codebook.dtype == np.float32
   np.testing.assert_allclose(
       made.codebook[codes], quantized.z, rtol=1e-6, atol=1e-6
   )
@@ -345,6 +346,26 @@ def test_tiles_do_not_depend_on_the_devices(monkeypatch):
     programs_of.add(str(program))
   (program,) = programs_of
   assert '1024,2048' not in program, 'not tiled'
+
+
+def test_within_a_mesh_of_the_users(trained, tokenizer):
+  _, images = trained
+  codes = tokenizer.encode(images)
+  with jax.set_mesh(jax.make_mesh((4, 2), ('x', 'y'))):
+    np.testing.assert_array_equal(tokenizer.encode(images), codes)
+    loaded = gmvq_jax.Tokenizer.load(trained[0])
+    np.testing.assert_array_equal(loaded.encode(images), codes)
+
+
+def test_a_run_of_an_earlier_version_is_one_line(trained, monkeypatch):
+  monkeypatch.setattr(
+      checkpoint.Checkpoints, 'some_place', lambda _: {'origin': {}}
+  )
+  assert 'earlier version' in message_of(gmvq_jax.Tokenizer.load, trained[0])
+
+
+def test_nobody_has_a_home(tokenizer):
+  assert 'no such home' in message_of(gmvq_jax.Tokenizer.load, '~nobody-of/x')
 
 
 def test_units_do_not_depend_on_the_devices():

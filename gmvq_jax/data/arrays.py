@@ -1,5 +1,6 @@
 """Images in a NumPy file."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -31,7 +32,7 @@ def load(path: pathlib.Path) -> tuple[sources.Images, ...]:
   return tuple(check(loaded[split], path) for split in _SPLITS)
 
 
-def load_whole(name: str) -> np.ndarray:
+def load_whole(name: str) -> sources.Lazy:
   """Returns the images of `PATH.npy`, or of an array in it, `PATH.npz:ARRAY`.
 
   Those of a `.npy` are not read before they are needed.
@@ -40,20 +41,35 @@ def load_whole(name: str) -> np.ndarray:
     errors.UserError: as `load`.
   """
   path, _, array = name.partition('.npz:')
-  path = pathlib.Path(f'{path}.npz' if array else path).expanduser()
-  loaded = _open(path)
+  path = pathlib.Path(os.path.expanduser(f'{path}.npz' if array else path))
+  loaded = _open(path, array)
   if isinstance(loaded, np.ndarray):
-    return check(loaded, path)
+    return _with_identity(check(loaded, path), path)
   if array not in loaded:
     raise errors.UserError(
         f'array:{name}: which array? there are {", ".join(sorted(loaded))};'
         f' such as array:{path}:{min(loaded, default="images")}'
     )
-  return check(loaded[array], path)
+  return _with_identity(check(loaded[array], path), path)
 
 
-def _open(path):
-  """Returns the array of a `.npy`, or a dict of those of a `.npz`."""
+def _with_identity(images, path):
+  """Returns images that are known by their file."""
+  return sources.Lazy(
+      lambda indices: images[indices],
+      len(images),
+      identity=sources.identity_of_files([path.resolve()]),
+  )
+
+
+def _open(path, only=None):
+  """Returns the array of a `.npy`, or a dict of those of a `.npz`.
+
+  Args:
+    path: of the file.
+    only: the name of the one that is wanted, of which alone there is more than
+      its name then.
+  """
   if not path.is_file():
     raise errors.UserError(
         f'data.name=array:{path}: there is no such file; give a .npy or .npz'
@@ -62,7 +78,13 @@ def _open(path):
   try:
     mapped = 'r' if path.suffix == '.npy' else None
     loaded = np.load(path, mmap_mode=mapped, allow_pickle=False)
-    return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+    if isinstance(loaded, np.ndarray):
+      return loaded
+    with loaded:
+      names = loaded.files
+      return {
+          name: loaded[name] if only in (None, name) else None for name in names
+      }
   except Exception as error:
     raise errors.UserError(
         f'data.name=array:{path}: cannot be read as a .npy or .npz file'

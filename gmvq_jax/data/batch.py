@@ -58,16 +58,20 @@ def of(images: Image | Sequence[Image], channels: int) -> np.ndarray:
 
 
 def _array_of(image, channels):
-  if isinstance(image, PIL.Image.Image):
-    return _pixels(image, channels, 'an image')
-  if isinstance(image, (str, os.PathLike)):
-    try:
+  name, shape = 'an image', pixels.Shape(channels=channels)
+  try:
+    if isinstance(image, PIL.Image.Image):
+      return pixels.from_image(image, shape)
+    if isinstance(image, (str, os.PathLike)):
+      name = image
       with PIL.Image.open(image) as opened:
-        return _pixels(opened, channels, image)
-    except OSError as error:
-      raise errors.UserError(
-          f'{image}: cannot be read as an image ({error})'
-      ) from error
+        return pixels.from_image(opened, shape)
+  except pixels.UnusableError as error:
+    raise errors.UserError(f'{name}: {error}') from error
+  except Exception as error:  # Pillow raises what it likes.
+    raise errors.UserError(
+        f'{name}: cannot be read as an image ({error})'
+    ) from error
   return np.asarray(image)
 
 
@@ -79,10 +83,3 @@ def _stack(arrays):
         f'images of shapes {one} and {other}: those of a batch must be of one'
     )
   return np.stack(arrays) if arrays else np.zeros((0, 0, 0, 0), np.uint8)
-
-
-def _pixels(image, channels, name):
-  try:
-    return pixels.from_image(image, pixels.Shape(channels=channels))
-  except pixels.UnusableError as error:
-    raise errors.UserError(f'{name}: {error}') from error

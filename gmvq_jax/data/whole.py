@@ -1,5 +1,6 @@
 """Whole sets of images with a name for each, for what is done with all."""
 
+import hashlib
 import os
 import pathlib
 from typing import NamedTuple
@@ -33,6 +34,19 @@ class NamedImages(NamedTuple):
   images: sources.Images
   prefix: str = ''
   files: tuple[str, ...] = ()
+
+  @property
+  def identity(self) -> str:
+    """What changes when an image or its name does.
+
+    By the files they are in, or for arrays in memory by some of them.
+    """
+    known = getattr(self.images, 'identity', '')
+    digest = hashlib.sha256(known.encode())
+    digest.update(sources.fingerprint(self.images).encode())
+    for file in self.files:
+      digest.update(os.fsencode(file) + bytes(1))
+    return digest.hexdigest()
 
   def name(self, index: int) -> str:
     """Returns the name of an image, which no other of the set has."""
@@ -100,10 +114,13 @@ def _made(images, shape, name):
 
   def read(indices):
     try:
-      return np.stack([pixels.from_array(images[i], shape) for i in indices])
+      return np.stack(
+          [pixels.from_array(image, shape) for image in images[indices]]
+      )
     except pixels.UnusableError as error:
       raise errors.UserError(
           f'{name}: its images are {error}; give a smaller crop'
       ) from error
 
-  return sources.Lazy(read, len(images))
+  identity = getattr(images, 'identity', '')
+  return sources.Lazy(read, len(images), identity=identity)
