@@ -226,6 +226,11 @@ def _shards(tokenizer, loaded, described, shards, meter):
 
 def _check_same(described, known, output):
   """Checks that codes which are there already are those to be written."""
+  if described.identity != known.identity:
+    raise errors.UserError(
+        f'--output={output}: holds codes of {known.images}, and these are other'
+        ' images, or have changed since; give another'
+    )
   for field, wanted in described._asdict().items():
     # The same images may be given by another name.
     if field != 'images' and getattr(known, field) != wanted:
