@@ -1,12 +1,10 @@
 """Codes to files of images, and pages of what is left of images."""
 
-import io
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from gmvq_jax import codes as codes_lib
 from gmvq_jax import errors
@@ -140,12 +138,12 @@ def _psnr(mse):
 
 
 def _decode_sheet(tokenizer, codes, output, count):
+  path = workdir.output_file(output)
   images = [
       pictures.to_uint8(image)
       for _, part in _decoded(tokenizer, codes, count)
       for image in part
   ]
-  path = workdir.output_file(output)
   workdir.write_bytes(path, pictures.to_png(pictures.sheet(np.stack(images))))
 
 
@@ -166,7 +164,8 @@ def _decode_folder(tokenizer, codes, output, count):
         file = path / _file_name(name)
         if not file.exists():
           file.parent.mkdir(parents=True, exist_ok=True)
-          workdir.write_bytes(file, _png(pictures.to_uint8(image)))
+          png = pictures.to_png(pictures.to_uint8(image))
+          workdir.write_bytes(file, png)
 
 
 def _decoded(tokenizer, codes, count):
@@ -185,10 +184,3 @@ def _file_name(name):
   parts = [p for p in pathlib.PurePosixPath(name).parts if p not in ('/', '..')]
   path = pathlib.Path(*parts or ['_'])
   return path.with_name(path.name + '.png')  # Also x.png, for there may be x.
-
-
-def _png(image):
-  buffer = io.BytesIO()
-  grey = image.shape[-1] == 1
-  Image.fromarray(image[..., 0] if grey else image).save(buffer, 'png')
-  return buffer.getvalue()

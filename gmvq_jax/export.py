@@ -7,7 +7,6 @@
 """
 
 import functools
-import json
 import pathlib
 import shutil
 import tempfile
@@ -63,7 +62,6 @@ def export(workdir: str, output: str) -> dict[str, Any]:
   }
   files = {
       'README.md': _card(tokenizer, known, unknown).encode(),
-      stored.CONFIG: _json(described).encode(),
       stored.WEIGHTS: weights.to_bytes(tokenizer.stored.tensors),
       **{f'{k}.stablehlo': v for k, v in programs(tokenizer).items()},
   }
@@ -73,13 +71,14 @@ def export(workdir: str, output: str) -> dict[str, Any]:
     made.mkdir()
     for name, content in files.items():
       (made / name).write_bytes(content)
+    workdir_lib.write_json(made / stored.CONFIG, described)
     if path.exists():
       path.rmdir()
     shutil.move(made, path)
   return {
       'output': str(path),
       'tokenizer': tokenizer.hash,
-      'bytes': sum(map(len, files.values())),
+      'bytes': sum(file.stat().st_size for file in path.iterdir()),
   }
 
 
@@ -145,7 +144,3 @@ def _card(tokenizer, known, unknown):
       unknown=unknown,
       versions=report.versions(),
   )
-
-
-def _json(value: Any) -> str:
-  return json.dumps(value, indent=2, sort_keys=True) + '\n'

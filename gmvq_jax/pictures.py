@@ -139,7 +139,9 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def to_png(picture: np.ndarray, *, zoom: int = 1) -> bytes:
-  """Returns uint8 `[H, W, 3]` as a PNG, its pixels `zoom` times as large."""
+  """Returns uint8 `[H, W, 3 or 1]` as a PNG, pixels `zoom` times as large."""
+  if picture.shape[-1] == 1:
+    picture = picture[..., 0]
   picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
   buffer = io.BytesIO()
   Image.fromarray(picture).save(buffer, 'png')

@@ -47,6 +47,7 @@ class Tokenizer:
   Attributes:
     stored: what it was made from: configuration, arrays and image shape.
     model: the networks and the quantizer.
+    variables: the arrays of the model, on all devices of this process.
     num_codes: C.
     codebook: `[C, L]` float32, what the decoder gets for each code.
     hash: SHA-256 of the weights, the network and the quantizer, in hexadecimal.
@@ -71,7 +72,7 @@ class Tokenizer:
     with jax.enable_x64(False):
       like = programs.abstract_state(config, channels).variables
       variables = weights.to_variables(stored.tensors, like, 'weights')
-      self._variables = distributed.replicate(variables, self._mesh)
+      self.variables = distributed.replicate(variables, self._mesh)
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> 'Tokenizer':
@@ -189,11 +190,6 @@ class Tokenizer:
     """The pure function of `decode`, of codes that are computed at once."""
     return self._precisely(self._images_of, variables, codes)
 
-  @property
-  def variables(self) -> autoencoder.Variables:
-    """The arrays of the model, on all devices of this process."""
-    return self._variables
-
   def _codes_of(self, variables, images):
     if images.dtype == jnp.uint8:
       images = autoencoder.to_unit(images)
@@ -251,7 +247,7 @@ class Tokenizer:
       part = distributed.divide(np.pad(part, missing), self._mesh)
       # Whatever else the program does.
       with jax.enable_x64(False), jax.set_mesh(self._mesh):
-        running.append(program(self._variables, part))
+        running.append(program(self.variables, part))
       if len(running) > _IN_FLIGHT:
         done.append(np.asarray(running.popleft()))
     done += map(np.asarray, running)
