@@ -24,6 +24,18 @@ def straight_through(value: jax.Array, surrogate: jax.Array) -> jax.Array:
   return jax.lax.stop_gradient(value) + zero
 
 
+def norm(vectors: jax.Array) -> jax.Array:
+  """Returns the norms of `vectors [..., L]`, `[..., 1]`; at least 1e-6."""
+  square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+  return jnp.sqrt(jnp.maximum(square, 1e-12))
+
+
+def normalize(vectors: jax.Array) -> jax.Array:
+  """Returns `vectors [..., L]` at a norm of 1; those near 0 stay near it."""
+  (vectors,) = promote(vectors)
+  return vectors / norm(vectors)
+
+
 def argmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the maxima along the last axis, and where each is first, int32.
 
