@@ -23,10 +23,19 @@ from gmvq_jax.posterior import posterior_entropy
 from gmvq_jax.posterior import sample_latents
 from gmvq_jax.quantizers import Quantized
 from gmvq_jax.quantizers import Quantizer
+from gmvq_jax.quantizers import bsq
+from gmvq_jax.quantizers import diveq
 from gmvq_jax.quantizers import fsq
 from gmvq_jax.quantizers import gmvq
+from gmvq_jax.quantizers import grouped
 from gmvq_jax.quantizers import gumbel
+from gmvq_jax.quantizers import kmeans_start
+from gmvq_jax.quantizers import lfq
+from gmvq_jax.quantizers import projected
+from gmvq_jax.quantizers import residual
+from gmvq_jax.quantizers import simvq
 from gmvq_jax.quantizers import sqvae
+from gmvq_jax.quantizers import top_codes
 from gmvq_jax.quantizers import vqvae
 from gmvq_jax.quantizers import vqvae_ema
 from gmvq_jax.quantizers import with_affine
@@ -34,6 +43,7 @@ from gmvq_jax.quantizers import with_alternate_optimization
 from gmvq_jax.quantizers import with_frozen_codebook
 from gmvq_jax.quantizers import with_l2_normalization
 from gmvq_jax.quantizers import with_replacement
+from gmvq_jax.quantizers import with_rotation_trick
 
 __all__ = [
     'Albo',
@@ -44,25 +54,34 @@ __all__ = [
     'VectorQuantizer',
     'aggregated_posterior',
     'albo',
+    'bsq',
     'code_counts',
     'codes',
     'component_variance',
+    'diveq',
     'fsq',
     'gmvq',
+    'grouped',
     'gumbel',
     'gumbel_softmax',
     'kl_to_uniform',
     'kmeans',
+    'kmeans_start',
     'latent_aggregated',
     'latent_coupled',
     'latent_expected',
+    'lfq',
     'log_posterior',
     'most_probable_latents',
     'nearest_codes',
     'perplexity',
     'posterior_entropy',
+    'projected',
+    'residual',
     'sample_latents',
+    'simvq',
     'sqvae',
+    'top_codes',
     'vqvae',
     'vqvae_ema',
     'with_affine',
@@ -70,6 +89,7 @@ __all__ = [
     'with_frozen_codebook',
     'with_l2_normalization',
     'with_replacement',
+    'with_rotation_trick',
 ]
 
 

@@ -55,33 +55,12 @@ def albo(
     data_dim: values in one image, height x width x channels.
     positions: latent positions in one image.
   """
-  chex.assert_rank([squared_error, q_c], [1, 1])
+  chex.assert_rank([squared_error, latent, q_c], [1, 0, 1])
   squared_error, latent = numerics.promote(squared_error, latent)
-  return combine(
-      jnp.mean(squared_error) / data_dim,
-      latent,
-      kl_to_uniform(q_c),
-      gamma=gamma,
-      beta=beta,
-      data_dim=data_dim,
-      positions=positions,
-  )
-
-
-def combine(
-    reconstruction: jax.Array,
-    latent: jax.Array,
-    kl: jax.Array,
-    *,
-    gamma: chex.Numeric,
-    beta: chex.Numeric,
-    data_dim: int,
-    positions: int,
-) -> Albo:
-  """Returns the ALBO of terms computed already, each `[]`; see `albo`."""
-  chex.assert_rank([reconstruction, latent, kl], 0)
-  regulariser = latent + beta * kl
-  loss = reconstruction + gamma * positions / data_dim * regulariser
+  reconstruction = jnp.mean(squared_error) / data_dim
+  kl = kl_to_uniform(q_c)
+  weight = gamma * positions / data_dim
+  loss = reconstruction + weight * (latent + beta * kl)
   return Albo(reconstruction, latent, kl, loss)
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from gmvq_jax import autoencoder
-from gmvq_jax import codebook
 from gmvq_jax import losses
+from gmvq_jax import quantizers
 from gmvq_jax.albo import perplexity
 
 
@@ -124,11 +124,9 @@ def make_train_step(
         variables.quantizer_state,
         opt_state,
     )
-    counts = codebook.code_counts(quantized.codes, model.quantizer.num_codes)
     metrics = {
         **quantized.metrics,
         **terms,
-        'perplexity': perplexity(counts / counts.sum()),
         'soft_perplexity': perplexity(quantized.q_c),
         'aggregated_entropy': jnp.log(perplexity(quantized.q_c)),
         'grad_norm': optax.tree.norm(grads),
@@ -178,7 +176,7 @@ def init_state(
   """
   init_key, kmeans_key, run_key = jax.random.split(key, 3)
   variables = model.init(init_key, images.shape[1:])
-  if kmeans and model.quantizer.write is not None:
+  if kmeans:
     variables = kmeans_start(
         kmeans_key,
         model,
@@ -210,18 +208,13 @@ def kmeans_start(
   their running statistics say nothing yet.
   """
   h, _ = model.encode(variables, images, train=True)
-  latents = h[..., : model.quantizer.heads[0]]
-  rows, _ = codebook.kmeans(
+  params, state = quantizers.kmeans_start(
       key,
-      latents.reshape(-1, latents.shape[-1]),
-      model.quantizer.num_codes,
-      num_iterations=num_iterations,
-  )
-  params, state = model.quantizer.write(
+      model.quantizer,
       variables.params['quantizer'],
       variables.quantizer_state,
-      rows,
-      jnp.ones(len(rows), bool),
+      h,
+      num_iterations=num_iterations,
   )
   return variables._replace(
       params={**variables.params, 'quantizer': params}, quantizer_state=state

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import compositions
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -23,6 +24,8 @@ METHODS = [
     'vqvae+affine', 'vqvae+opt', 'vqvae+affine+opt', 'sqvae', 'gumbel',
     'vqvae+affine+opt+replace+l2', 'vqvae+ema', 'vqvae+ema+replace',
     'vqvae+ema+l2', 'fsq', 'frozen', 'gmvq+l2+replace', 'sqvae+replace',
+    'lfq', 'bsq', 'simvq', 'diveq', 'vqvae+rotation', 'simvq+rotation+replace',
+    'vqvae+affine+rotation+l2+replace', 'bsq+rotation', 'diveq+l2+replace',
 ]  # fmt: skip
 QUANTIZERS = {name: quantizers.make(name, **FIELDS) for name in METHODS} | {
     'gmvq, expected': gmvq_jax.gmvq(
@@ -41,11 +44,14 @@ QUANTIZERS = {name: quantizers.make(name, **FIELDS) for name in METHODS} | {
     'sqvae, tiled': quantizers.sqvae(C, L, assignment='tiled'),
     'sqvae, image': quantizers.sqvae(C, L, variance='image'),
     'sqvae, position': quantizers.sqvae(C, L, variance='position'),
+    'gmvq, codewords': gmvq_jax.gmvq(
+        C, L, gamma=0.1, beta=2.0, gaussian_noise=False
+    ),
+    'lfq, tiled': quantizers.lfq(C, assignment='tiled'),
     'vqvae+affine, groups': quantizers.with_affine(
         quantizers.vqvae(C, L), affine_groups=4
     ),
-}
-each = pytest.mark.parametrize('quantizer', QUANTIZERS.values(), ids=QUANTIZERS)
+} | compositions.EXAMPLES
 
 
 def those(condition):
@@ -54,7 +60,16 @@ def those(condition):
   return pytest.mark.parametrize('quantizer', chosen.values(), ids=chosen)
 
 
-stochastic = those(lambda name: name.startswith(('gmvq', 'sqvae', 'gumbel')))
+each = those(lambda name: True)
+# Where every one takes seconds.
+some = those(
+    lambda name: name in compositions.SOME or name not in compositions.EXAMPLES
+)
+written = those(lambda name: QUANTIZERS[name].write is not None)
+
+stochastic = those(
+    lambda name: any(x in name for x in ('gmvq', 'sqvae', 'gumbel'))
+)
 
 
 def inputs(quantizer, leading=(8, 3), dtype=jnp.float32):
@@ -76,22 +91,25 @@ def train(quantizer, params, state, h, **kwargs):
 
 
 @each
-@pytest.mark.parametrize('leading', [(5,), (8, 3), (2, 3, 4)])
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('leading, dtype', [
+    ((5,), jnp.float32), ((8, 3), jnp.bfloat16), ((2, 3, 4), jnp.float16),
+])
 def test_shapes_and_dtypes(quantizer, leading, dtype):
   params, state, h = inputs(quantizer, leading, dtype)
   for apply in (quantizer.apply, functools.partial(train, quantizer)):
     quantized, _ = apply(params, state, h)
     embedded = quantizer.embed(params, state, quantized.codes)
     chex.assert_equal_shape([quantized.z, embedded])
-    chex.assert_shape(quantized.codes, leading)
-    chex.assert_shape(quantized.q_c, (quantizer.num_codes,))
+    chex.assert_shape(quantized.codes, leading + quantizer.code_shape)
+    chex.assert_axis_dimension(quantized.q_c, -1, quantizer.num_codes)
     chex.assert_shape([quantized.loss, *quantized.metrics.values()], ())
     assert quantized.codes.dtype == jnp.int32
     assert quantized.z.dtype == jnp.float32
     in_range = (quantized.codes >= 0) & (quantized.codes < quantizer.num_codes)
     assert jnp.all(in_range)
-    np.testing.assert_allclose(quantized.q_c.sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(quantized.q_c.sum(-1), 1, rtol=1e-5)
+    assert 1 <= quantized.metrics['perplexity'] <= quantizer.num_codes + 1e-3
+    assert 0 < quantized.metrics['usage'] <= 1
     chex.assert_tree_all_finite(quantized)
 
 
@@ -118,6 +136,18 @@ def test_training_is_a_function_of_the_key(quantizer):
 
 
 @each
+def test_the_most_probable_code_is_that_of_evaluation(quantizer):
+  params, state, h = inputs(quantizer)
+  quantized, _ = quantizer.apply(params, state, h)
+  codes, log_probs = quantizers.top_codes(quantizer, params, state, h, 3)
+  np.testing.assert_array_equal(codes[..., 0], quantized.codes)
+  chex.assert_equal_shape([codes, log_probs])
+  chex.assert_shape(codes, (*quantized.codes.shape, 3))
+  assert jnp.all(log_probs[..., :-1] >= log_probs[..., 1:])
+  assert jnp.all(jnp.exp(log_probs).sum(-1) <= 1 + 1e-5)
+
+
+@each
 def test_what_is_masked_takes_no_part(quantizer):
   """Padding may hold anything: result and gradient are those without it."""
   params, state, h = inputs(quantizer)
@@ -139,6 +169,12 @@ def test_what_is_masked_takes_no_part(quantizer):
   chex.assert_trees_all_close(of_params, of_params_alone, atol=1e-6)
   chex.assert_trees_all_close(of_h[:5], of_h_alone, atol=1e-6)
   np.testing.assert_array_equal(of_h[5:], 0)
+  np.testing.assert_array_equal(quantized.z[:5], alone.z)
+  np.testing.assert_array_equal(quantized.codes[:5], alone.codes)
+  np.testing.assert_array_equal(quantized.z[5:], 0)
+  np.testing.assert_array_equal(quantized.codes[5:], -1)
+  embedded = quantizer.embed(params, state, quantized.codes)
+  np.testing.assert_array_equal(embedded[5:], 0)
   # In training the noise differs with the shape; what is in the padding does
   # not matter all the same.
   zeros, _ = train(quantizer, params, state, h.at[5:].set(0), mask=mask)
@@ -186,7 +222,7 @@ def test_each_device_draws_noise_of_its_own(quantizer):
   assert len(np.unique(z[:, 0, 0])) == 8 or np.any(codes != codes[0])
 
 
-@those(lambda name: not name.startswith(('fsq', 'gumbel')))
+@written
 def test_read_write_and_finish(quantizer):
   params, state, _ = inputs(quantizer)
   rows = jax.random.normal(jax.random.key(5), (C, L))
@@ -210,7 +246,7 @@ def objective(quantizer, state, params, h, axis_name=None):
   return quantized.loss, quantized.q_c
 
 
-@each
+@some
 def test_pmap_takes_the_gradient_then_the_mean(quantizer):
   params, state, h = inputs(quantizer)
   expected = jax.value_and_grad(
@@ -233,7 +269,7 @@ def test_pmap_takes_the_gradient_then_the_mean(quantizer):
     )
 
 
-@each
+@some
 @pytest.mark.parametrize('check_vma', [True, False])
 def test_shard_map_takes_either_recipe(quantizer, check_vma):
   """Mean then gradient with `check_vma`, gradient then mean without."""
@@ -266,7 +302,7 @@ def test_shard_map_takes_either_recipe(quantizer, check_vma):
   chex.assert_trees_all_close(got, expected, atol=1e-5)
 
 
-@each
+@some
 def test_any_number_of_devices_gives_the_same(quantizer):
   """Loss, gradients, codes and state of a training step, batch divided."""
   params, state, h = inputs(quantizer)

@@ -6,13 +6,23 @@ import inspect
 from gmvq_jax.quantizers.base import Quantized
 from gmvq_jax.quantizers.base import Quantizer
 from gmvq_jax.quantizers.base import check_choice
+from gmvq_jax.quantizers.bsq import bsq
+from gmvq_jax.quantizers.composition import grouped
+from gmvq_jax.quantizers.composition import projected
+from gmvq_jax.quantizers.composition import residual
+from gmvq_jax.quantizers.diveq import diveq
 from gmvq_jax.quantizers.fsq import fsq
 from gmvq_jax.quantizers.gmvq import AGGREGATES
 from gmvq_jax.quantizers.gmvq import LATENT_TERMS
 from gmvq_jax.quantizers.gmvq import gmvq
 from gmvq_jax.quantizers.gumbel import gumbel
+from gmvq_jax.quantizers.lfq import lfq
+from gmvq_jax.quantizers.ranking import top_codes
+from gmvq_jax.quantizers.rotation import with_rotation_trick
+from gmvq_jax.quantizers.simvq import simvq
 from gmvq_jax.quantizers.sqvae import VARIANCES
 from gmvq_jax.quantizers.sqvae import sqvae
+from gmvq_jax.quantizers.starts import kmeans_start
 from gmvq_jax.quantizers.vqvae import vqvae
 from gmvq_jax.quantizers.vqvae import vqvae_ema
 from gmvq_jax.quantizers.wrappers import with_affine
@@ -28,11 +38,16 @@ FACTORIES = {
     'sqvae': sqvae,
     'gumbel': gumbel,
     'fsq': fsq,
+    'lfq': lfq,
+    'bsq': bsq,
+    'simvq': simvq,
+    'diveq': diveq,
 }
 # From the inside out, whatever the order in a name.
 WRAPPERS = {
     'opt': with_alternate_optimization,
     'affine': with_affine,
+    'rotation': with_rotation_trick,
     'l2': with_l2_normalization,
     'replace': with_replacement,
     'frozen': with_frozen_codebook,
@@ -102,13 +117,22 @@ __all__ = [
     'Quantizer',
     'VARIANCES',
     'WRAPPERS',
+    'bsq',
+    'diveq',
     'fields',
     'fsq',
     'gmvq',
+    'grouped',
     'gumbel',
+    'kmeans_start',
+    'lfq',
     'make',
     'parts',
+    'projected',
+    'residual',
+    'simvq',
     'sqvae',
+    'top_codes',
     'vqvae',
     'vqvae_ema',
     'with_affine',
@@ -116,4 +140,5 @@ __all__ = [
     'with_frozen_codebook',
     'with_l2_normalization',
     'with_replacement',
+    'with_rotation_trick',
 ]

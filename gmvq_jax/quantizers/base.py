@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from gmvq_jax import codebook
 from gmvq_jax import numerics
+from gmvq_jax import posterior
+from gmvq_jax.albo import perplexity
 
 Params = Any  # A pytree of arrays; the optimiser's.
 State = Any  # A pytree of arrays; the quantizer's own.
@@ -19,13 +21,15 @@ class Quantized(NamedTuple):
   """What a quantizer makes of a batch of positions.
 
   Attributes:
-    z: `[..., L]`, what the decoder sees.
-    codes: `[...]` int32.
+    z: `[..., L]`, what the decoder sees; 0 where masked out.
+    codes: `[..., *code_shape]` int32; -1 where masked out.
     q_c: `[C]`, this batch's aggregated posterior; the shares of the codes where
-      there is no posterior.
+      there is no posterior. Of several codebooks `[..., C]`.
     loss: `[]`, the quantizer's own terms, averaged over positions. How they are
       weighed against the squared error is up to `Quantizer.objective`.
-    metrics: every term by itself, each `[]`, averaged over positions.
+    metrics: every term by itself, each `[]`, averaged over positions; and of
+      the codes of this batch `perplexity`, from 1 to C, and `usage`, the share
+      of codes that occur.
   """
 
   z: jax.Array
@@ -47,9 +51,10 @@ class Quantizer(NamedTuple):
       mask=None, axis_name=None) -> (Quantized, state)`, with
       `h [..., sum(heads)]`. Training needs a key and a temperature. Evaluation
       needs neither and is deterministic. `mask [...]` is True where a position
-      counts. `axis_name` is the mapped axis of `pmap` or `shard_map`.
-    embed: `(params, state, codes [...]) -> [..., L]`, what the decoder sees for
-      codes at evaluation.
+      counts; the others take no part in anything, whatever they hold.
+      `axis_name` is the mapped axis of `pmap` or `shard_map`.
+    embed: `(params, state, codes [..., *code_shape]) -> [..., L]`, what the
+      decoder sees for codes at evaluation; 0 for -1.
     objective: `(squared_error [B], quantized, *, data_dim, positions) -> []`,
       the loss to minimise, from each image's squared error (or whatever stands
       in its place), summed over its `data_dim` values.
@@ -61,6 +66,16 @@ class Quantizer(NamedTuple):
       step of the optimiser. `fresh` is like params, of booleans that broadcast
       to them: True where an entry was rewritten, and its moments in the
       optimiser should be zeroed.
+    logits: `(params, state, h) -> [..., *code_shape, C]`, of which evaluation
+      takes the largest: log-probabilities up to a constant of each position.
+      Where there is no posterior, minus squared distances.
+    straight_through: whether z is a constant whose gradient is handed to the
+      latents, and to nothing else.
+    code_shape: axes of the codes of one position: none, but where quantizers
+      are composed.
+    start: `(key, params, state, h, *, mask=None, num_iterations=10) -> (params,
+      state)`, where a k-means start is more than to `write` centres; see
+      `kmeans_start`.
   """
 
   heads: tuple[int, ...]
@@ -72,6 +87,10 @@ class Quantizer(NamedTuple):
   read: Callable[..., jax.Array] | None
   write: Callable[..., tuple[Params, State]] | None
   finish: Callable[..., tuple[Params, State, Any]]
+  logits: Callable[..., jax.Array]
+  straight_through: bool = False
+  code_shape: tuple[int, ...] = ()
+  start: Callable[..., tuple[Params, State]] | None = None
 
 
 def plain_codebook() -> dict[str, Callable]:
@@ -79,7 +98,7 @@ def plain_codebook() -> dict[str, Callable]:
 
   def embed(params, state, codes):
     del state
-    return params['codebook'][codes]
+    return look_up(params['codebook'], codes)
 
   def read(params, state):
     del state
@@ -141,6 +160,12 @@ def training_key(
   return key
 
 
+def check_key(name: str, key: chex.PRNGKey | None, train: bool) -> None:
+  """Raises a ValueError where training lacks its key."""
+  if train and key is None:
+    raise ValueError(f'{name}: train=True with key=None: a key must be given')
+
+
 def apply_mask(
     h: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -152,7 +177,8 @@ def apply_mask(
   if mask is None:
     return h, jnp.ones(h.shape[:-1], bool)
   chex.assert_shape(mask, h.shape[:-1])
-  return jnp.where(mask[..., None], h, 0), mask
+  mask = mask.astype(bool)
+  return zero_unless(mask, h), mask
 
 
 def latent_metrics(
@@ -199,6 +225,30 @@ def sums_of_latents(
   return counts, sums
 
 
+def look_up(rows: jax.Array, codes: jax.Array) -> jax.Array:
+  """Returns the rows `[..., L]` of codes `[...]`; 0 for -1."""
+  return zero_unless(codes >= 0, rows[codes])
+
+
+def zero_unless(mask: jax.Array, values: jax.Array) -> jax.Array:
+  """Returns `values [..., L]`, with 0 where the mask `[...]` is False."""
+  return jnp.where(mask[..., None], values, 0)
+
+
+def distance_logits(z_hat: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns `-|z - e|^2` up to a constant of each position, `[..., C]`.
+
+  Args:
+    z_hat: `[..., L]`.
+    rows: `[C, L]`, the codewords.
+  """
+  z_hat, rows = numerics.promote(z_hat, rows)
+  centre = posterior.centre_of(rows)
+  centred = rows - centre
+  products = jnp.matmul(z_hat - centre, centred.T, precision=numerics.PRECISION)
+  return 2 * products - jnp.sum(jnp.square(centred), axis=-1)
+
+
 def shares(
     codes: jax.Array, num_codes: int, mask: jax.Array, axis_name: str | None
 ) -> jax.Array:
@@ -224,6 +274,32 @@ def hard(
   def mean(values):
     return numerics.masked_mean(values, mask, axis_name=axis_name)
 
-  q_c = shares(codes, num_codes, mask, axis_name)
   error = jnp.mean(jnp.square(z_hat - codewords), axis=-1)
-  return Quantized(z, codes, q_c, loss, latent_metrics(z_hat, error, mean))
+  metrics = latent_metrics(z_hat, error, mean)
+  return result(z, codes, loss, metrics, num_codes, mask, axis_name)
+
+
+def result(
+    z: jax.Array,
+    codes: jax.Array,
+    loss: jax.Array,
+    metrics: dict[str, jax.Array],
+    num_codes: int,
+    mask: jax.Array,
+    axis_name: str | None,
+    *,
+    q_c: jax.Array | None = None,
+) -> Quantized:
+  """Returns a result, less what is masked out, with the use of its codes."""
+  used = shares(codes, num_codes, mask, axis_name)
+  return Quantized(
+      z=zero_unless(mask, z),
+      codes=jnp.where(mask, codes, -1),
+      q_c=used if q_c is None else q_c,
+      loss=loss,
+      metrics={
+          **metrics,
+          'perplexity': perplexity(used),
+          'usage': jnp.mean(used > 0),
+      },
+  )

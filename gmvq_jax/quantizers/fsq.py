@@ -55,6 +55,10 @@ def fsq(
   offset = np.where(size % 2, 0.0, 0.5)
   shift = np.arctanh(offset / half)
 
+  def bound(h):
+    (h,) = numerics.promote(h)
+    return jnp.tanh(h + shift) * half - offset
+
   def apply(
       params,
       state,
@@ -68,8 +72,7 @@ def fsq(
   ):
     del params, key, temperature
     h, mask = base.apply_mask(h, mask)
-    (h,) = numerics.promote(h)
-    bounded = jnp.tanh(h + shift) * half - offset
+    bounded = bound(h)
     steps = jnp.round(bounded)
     codes = ((steps + half_width) * basis).sum(-1).astype(jnp.int32)
     point = steps / half_width
@@ -89,7 +92,11 @@ def fsq(
   def embed(params, state, codes):
     del params, state
     steps = codes[..., None] // basis % size - half_width
-    return steps / half_width
+    return base.zero_unless(codes >= 0, steps / half_width)
+
+  def logits(params, state, h):
+    points = embed(params, state, jnp.arange(num_codes))
+    return base.distance_logits(bound(h) / half_width, points)
 
   return base.Quantizer(
       heads=(len(levels),),
@@ -101,4 +108,6 @@ def fsq(
       read=None,
       write=None,
       finish=base.nothing_to_finish,
+      logits=logits,
+      straight_through=True,
   )

@@ -7,7 +7,6 @@ from gmvq_jax import assignment as assignment_lib
 from gmvq_jax import noise
 from gmvq_jax import numerics
 from gmvq_jax import posterior
-from gmvq_jax.albo import combine
 from gmvq_jax.albo import kl_to_uniform
 from gmvq_jax.albo import latent_aggregated
 from gmvq_jax.albo import latent_coupled
@@ -28,6 +27,7 @@ def gmvq(
     latent: str = 'coupled',
     aggregate: str = 'positions',
     hard: bool = True,
+    gaussian_noise: bool = True,
     stop_variance_gradient: bool = False,
     weight_scale: float = 1.0,
     assignment: str = 'auto',
@@ -60,6 +60,8 @@ def gmvq(
       of its own, whose KLs are averaged. The reported `q_c` is the former.
     hard: whether the decoder is trained on one codeword (True) or on the
       relaxed mixture of them.
+    gaussian_noise: whether z is drawn around its codeword (True) or is the
+      codeword itself, as later levels of `residual` need it.
     stop_variance_gradient: whether eq 18 is a constant to the gradient.
     weight_scale: factor on the precisions of eq 15. Not in the paper: it sets
       how sharp posteriors are at the start.
@@ -97,7 +99,7 @@ def gmvq(
     variance = posterior.component_variance(
         z_hat, assigned.codewords, two_sigma2=two_sigma2
     )
-    if seeds is not None:
+    if seeds is not None and gaussian_noise:
       z = posterior.reparameterise(
           z,
           variance,
@@ -186,18 +188,28 @@ def gmvq(
         ),
     }
     loss = gamma * (term + beta * kl)
-    return base.Quantized(z, of_position['codes'], q_c, loss, metrics), state
+    quantized = base.result(
+        z,
+        of_position['codes'],
+        loss,
+        metrics,
+        num_codes,
+        mask,
+        axis_name,
+        q_c=q_c,
+    )
+    return quantized, state
 
   def objective(squared_error, quantized, *, data_dim, positions):
-    return combine(
-        jnp.mean(squared_error) / data_dim,
-        quantized.metrics['latent'],
-        quantized.metrics['kl'],
-        gamma=gamma,
-        beta=beta,
-        data_dim=data_dim,
-        positions=positions,
-    ).loss
+    error = jnp.mean(squared_error) / data_dim
+    return error + positions / data_dim * quantized.loss
+
+  def logits(params, state, h):
+    del state
+    z_hat, raw = numerics.promote(*jnp.split(h, 2, axis=-1))
+    return posterior.log_posterior(
+        z_hat, weight_scale * jax.nn.softplus(raw), params['codebook']
+    )
 
   return base.Quantizer(
       heads=(dim, dim),
@@ -205,6 +217,7 @@ def gmvq(
       init=init,
       apply=apply,
       objective=objective,
+      logits=logits,
       **base.plain_codebook(),
   )
 

@@ -116,14 +116,22 @@ def gumbel(
         'posterior_entropy': entropy,
         **base.latent_metrics(h, of_position['error'], mean),
     }
-    quantized = base.Quantized(
+    quantized = base.result(
         of_position['z'],
         of_position['codes'],
-        q_c,
         kl_weight * kl,
         metrics,
+        num_codes,
+        mask,
+        axis_name,
+        q_c=q_c,
     )
     return quantized, state
+
+  def logits(params, state, h):
+    del state
+    h, kernel, bias = numerics.promote(h, params['kernel'], params['bias'])
+    return jnp.matmul(h, kernel, precision=numerics.PRECISION) + bias
 
   parts = base.plain_codebook() | {'write': None}
   return base.Quantizer(
@@ -132,5 +140,6 @@ def gumbel(
       init=init,
       apply=apply,
       objective=base.mean_objective,
+      logits=logits,
       **parts,
   )

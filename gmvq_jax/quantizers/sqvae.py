@@ -97,13 +97,7 @@ def sqvae(
     h, mask = base.apply_mask(h, mask)
     key = base.training_key(train, key, temperature)
     h, codebook = numerics.promote(h, params['codebook'])
-    z_hat = h[..., :dim]
-    width = 1.0
-    if has_head:
-      width = jnp.exp(_own_variance(h[..., dim], mask))
-    v = jnp.broadcast_to(
-        width + jnp.exp(params['log_variance']), z_hat.shape[:-1]
-    )
+    z_hat, v = h[..., :dim], variances(params, h, mask)
     centre = posterior.centre_of(codebook)
     centred = codebook - centre
     energy = jnp.sum(jnp.square(centred), axis=-1, keepdims=True)
@@ -135,18 +129,35 @@ def sqvae(
         'variance': mean(v),
         **base.latent_metrics(z_hat, of_position['error'], mean),
     }
-    quantized = base.Quantized(
-        of_position['z'], of_position['codes'], q_c, latent - entropy, metrics
+    quantized = base.result(
+        of_position['z'],
+        of_position['codes'],
+        latent - entropy,
+        metrics,
+        num_codes,
+        mask,
+        axis_name,
+        q_c=q_c,
     )
     return quantized, state
 
-  def _own_variance(head, mask):
+  def variances(params, h, mask):
+    width = jnp.exp(own_variance(h[..., dim], mask)) if has_head else 1.0
+    return jnp.broadcast_to(width + jnp.exp(params['log_variance']), mask.shape)
+
+  def own_variance(head, mask):
     if variance == 'position':
       return head
     axes = tuple(range(1, head.ndim))
     count = jnp.maximum(jnp.sum(mask, axis=axes, keepdims=True), 1)
     total = jnp.sum(jnp.where(mask, head, 0), axis=axes, keepdims=True)
     return jnp.broadcast_to(total / count, head.shape)
+
+  def logits(params, state, h):
+    del state
+    h, codebook = numerics.promote(h, params['codebook'])
+    v = variances(params, h, jnp.ones(h.shape[:-1], bool))
+    return base.distance_logits(h[..., :dim], codebook) / (2 * v[..., None])
 
   def objective(squared_error, quantized, *, data_dim, positions):
     error = jnp.maximum(jnp.mean(squared_error), jnp.finfo(jnp.float32).tiny)
@@ -158,5 +169,6 @@ def sqvae(
       init=init,
       apply=apply,
       objective=objective,
+      logits=logits,
       **base.plain_codebook(),
   )

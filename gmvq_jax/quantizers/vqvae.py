@@ -70,6 +70,10 @@ def vqvae(
       init=init,
       apply=apply,
       objective=base.mean_objective,
+      logits=lambda params, state, h: base.distance_logits(
+          h, params['codebook']
+      ),
+      straight_through=True,
       **base.plain_codebook(),
   )
 
@@ -149,7 +153,7 @@ def vqvae_ema(
 
   def embed(params, state, codes):
     del params
-    return state['codebook'][codes]
+    return base.look_up(state['codebook'], codes)
 
   def read(params, state):
     del params
@@ -176,4 +180,8 @@ def vqvae_ema(
       read=read,
       write=write,
       finish=base.nothing_to_finish,
+      logits=lambda params, state, h: base.distance_logits(
+          h, state['codebook']
+      ),
+      straight_through=True,
   )

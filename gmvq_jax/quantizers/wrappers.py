@@ -27,23 +27,29 @@ def with_l2_normalization(inner: base.Quantizer) -> base.Quantizer:
   dim = inner.heads[0]
 
   def read(params, state):
-    return _normalize(inner.read(params, state))
+    return numerics.normalize(inner.read(params, state))
 
   def within(params, state):
     return _write_all(inner, params, state, read(params, state))
 
-  def apply(params, state, h, **kwargs):
-    # A zero, as padding may be, has no direction.
+  def on_sphere(h):
     (h,) = numerics.promote(h)
-    h, mask = base.apply_mask(h, kwargs.get('mask'))
-    h = jnp.concatenate([_normalize(h[..., :dim]), h[..., dim:]], axis=-1)
-    kwargs['mask'] = mask
-    return inner.apply(*within(params, state), h, **kwargs)
+    z_hat, rest = h[..., :dim], h[..., dim:]
+    return jnp.concatenate([numerics.normalize(z_hat), rest], axis=-1)
+
+  def apply(params, state, h, *, mask=None, **kwargs):
+    # A zero, as padding may be, has no direction.
+    h, mask = base.apply_mask(h, mask)
+    mapped = within(params, state)
+    return inner.apply(*mapped, on_sphere(h), mask=mask, **kwargs)
 
   def embed(params, state, codes):
     return inner.embed(*within(params, state), codes)
 
-  return inner._replace(apply=apply, embed=embed, read=read)
+  def logits(params, state, h):
+    return inner.logits(*within(params, state), on_sphere(h))
+
+  return inner._replace(apply=apply, embed=embed, read=read, logits=logits)
 
 
 def with_affine(
@@ -118,6 +124,9 @@ def with_affine(
   def embed(params, state, codes):
     return inner.embed(*within(params, state), codes)
 
+  def logits(params, state, h):
+    return inner.logits(*within(params, state), h)
+
   def finish(params, state):
     finished, state, fresh = inner.finish(params['inner'], state)
     still = jnp.zeros((), bool)
@@ -131,6 +140,7 @@ def with_affine(
       read=read,
       write=write,
       finish=finish,
+      logits=logits,
   )
 
 
@@ -167,7 +177,7 @@ def with_alternate_optimization(
     ValueError: if `inner` has a posterior, or a codebook that moves by itself.
   """
   _check_searched('opt', inner)
-  if inner.objective is not base.mean_objective:
+  if not inner.straight_through:
     raise ValueError('opt: goes with vqvae alone; this one has a posterior')
   if opt_steps < 1:
     raise ValueError(f'opt: opt_steps={opt_steps}: must be at least 1')
@@ -236,14 +246,18 @@ def with_alternate_optimization(
     del params
     return inner.embed(state['params'], state['inner'], codes)
 
+  def logits(params, state, h):
+    del params
+    return inner.logits(state['params'], state['inner'], h)
+
   return inner._replace(
       init=init,
       apply=apply,
       embed=embed,
-      objective=base.mean_objective,
       read=read,
       write=write,
       finish=base.nothing_to_finish,
+      logits=logits,
   )
 
 
@@ -287,8 +301,7 @@ def with_replacement(
     }
 
   def apply(params, state, h, *, key=None, train=False, **kwargs):
-    if train and key is None:
-      raise ValueError('replace: train=True with key=None: a key must be given')
+    base.check_key('replace', key, train)
     inner_key = noise_key = None
     if train:
       inner_key, noise_key = jax.random.split(key)
@@ -300,8 +313,10 @@ def with_replacement(
     mask, axis_name = kwargs.get('mask'), kwargs.get('axis_name')
     h, mask = base.apply_mask(h, mask)
     taken = base.shares(quantized.codes, num_codes, mask, axis_name) > 0
-    unused = jnp.where(taken, 0, state['unused'] + 1)
-    dead = unused >= replace_after
+    # Where all is masked out, codes had no chance.
+    unused = jnp.where(taken, 0, state['unused'] + jnp.any(taken))
+    # Found before, where one codebook is searched several times a step.
+    dead = (unused >= replace_after) | (state['dead'] & ~taken)
     latents = jax.lax.stop_gradient(h[..., : inner.heads[0]])
     return quantized, {
         'inner': inner_state,
@@ -347,6 +362,9 @@ def with_replacement(
   def embed(params, state, codes):
     return inner.embed(params, state['inner'], codes)
 
+  def logits(params, state, h):
+    return inner.logits(params, state['inner'], h)
+
   def read(params, state):
     return inner.read(params, state['inner'])
 
@@ -362,6 +380,7 @@ def with_replacement(
       read=read,
       write=write,
       finish=finish,
+      logits=logits,
   )
 
 
@@ -386,6 +405,10 @@ def with_frozen_codebook(inner: base.Quantizer) -> base.Quantizer:
     del params
     return inner.embed(state['params'], state['state'], codes)
 
+  def logits(params, state, h):
+    del params
+    return inner.logits(state['params'], state['state'], h)
+
   def read(params, state):
     del params
     return inner.read(state['params'], state['state'])
@@ -396,6 +419,10 @@ def with_frozen_codebook(inner: base.Quantizer) -> base.Quantizer:
     )
     return params, {'params': written, 'state': inner_state}
 
+  def start(key, params, state, h, **kwargs):
+    started = inner.start(key, state['params'], state['state'], h, **kwargs)
+    return params, dict(zip(('params', 'state'), started, strict=True))
+
   return inner._replace(
       init=init,
       apply=apply,
@@ -403,16 +430,13 @@ def with_frozen_codebook(inner: base.Quantizer) -> base.Quantizer:
       read=inner.read and read,
       write=inner.write and write,
       finish=base.nothing_to_finish,
+      logits=logits,
+      start=inner.start and start,
   )
 
 
 def _write_all(inner, params, state, rows):
   return inner.write(params, state, rows, jnp.ones(len(rows), bool))
-
-
-def _normalize(vectors):
-  square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-  return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
 def _check_searched(name, inner):
