@@ -34,6 +34,13 @@ def test_collapse_is_seen_and_avoided(tmp_path):
 def test_the_numbers_that_are_kept():
   found = json.loads(pathlib.Path('results/collapse.json').read_text())
   check_collapse(found, steps=1000)
+  used = {
+      name: numbers['codes_in_use']
+      for name, numbers in found['methods'].items()
+  }
+  assert max(used['gmvq, β = 0, sharp start']) < 60
+  assert min(used['gmvq, β = 100, sharp start']) == 64
+  assert max(used['vqvae+ema, moved']) < 10 < min(used['vqvae+ema'])
   assert pathlib.Path('docs/collapse.gif').stat().st_size < 700_000
 
 
