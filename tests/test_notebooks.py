@@ -52,7 +52,7 @@ def check_collapse(found, steps):
   assert 1 - MONTE_CARLO < found['kmeans_error_over_bound'] < 1.1
   for name in ('gmvq, β = 1', 'gmvq, β = 10'):
     assert min(methods[name]['codes_in_use']) > 55
-    assert max(methods[name]['error_over_bound']) < 2
+    assert max(methods[name]['error_over_bound']) < 2.5
   assert max(methods['vqvae']['codes_in_use']) < 25
   assert min(methods['vqvae']['error_over_bound']) > 2.5
 
