@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import gmvq_jax
 from gmvq_jax import autoencoder
 from gmvq_jax import networks
+from gmvq_jax import quantizers
 
 
 def small_model():
@@ -96,3 +98,15 @@ def test_vector_quantizer_trains_inside_a_flax_model(rng):
   y, quantized = model.apply({'params': params}, x)
   assert jnp.mean((y - x) ** 2) < 0.3 * jnp.var(x)
   assert len(np.unique(quantized.codes)) > 4
+
+
+@pytest.mark.parametrize('name', ['gmvq', 'vqvae+ema', 'fsq'])
+def test_vector_quantizer_embeds_its_codes(rng, name):
+  """With params, with state, and with neither."""
+  quantizer = quantizers.make(name, num_codes=8, dim=3, gamma=0.1, beta=1.0)
+  module = autoencoder.VectorQuantizer(quantizer)
+  h = jnp.asarray(rng.normal(size=(5, sum(quantizer.heads))), jnp.float32)
+  variables = module.init(jax.random.key(0), h)
+  quantized = module.apply(variables, h)
+  z = module.apply(variables, quantized.codes, method='embed')
+  np.testing.assert_array_equal(z, quantized.z)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -13,6 +14,39 @@ import gmvq_jax
 from gmvq_jax import encoding
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / 'examples'
+
+
+def run(name, num_steps):
+  return runpy.run_path(str(EXAMPLES / f'{name}.py'))['main'](num_steps)
+
+
+def test_linen_images():
+  figures = run('image_autoencoder', 300)
+  assert figures['mse'] < 0.2 * figures['variance']
+  assert figures['perplexity'] > 8
+
+
+def test_nnx_audio():
+  """Each level of codes is worth its bits."""
+  figures = run('audio_codec', 400)
+  assert figures['snr_1'] > 6
+  for level in (1, 2, 3):
+    assert figures[f'snr_{level + 1}'] > figures[f'snr_{level}'] + 0.8
+
+
+def test_jax_semantic_ids():
+  """IDs tell items apart, and how they begin tells what they are."""
+  figures = run('semantic_ids', 200)
+  assert figures['distinct'] > 0.6
+  assert figures['unexplained'] < 0.4
+  assert figures['same_label'] > 0.8
+
+
+def test_equinox_padded_sets():
+  """Where the padding is NaN a single slip would spoil everything."""
+  figures = run('padded_sets', 300)
+  assert figures['mse'] < 0.15 * figures['variance']
+  assert figures['perplexity'] > 12
 
 
 def test_prior(trained, photographs, tmp_path):
