@@ -2,7 +2,7 @@
 # Builds the wheel and tests it on every Python that is installed, with the
 # newest versions of what it needs, and on the oldest with the lowest.
 #
-#   launch/matrix.sh                all of them; ten minutes on two cores
+#   launch/matrix.sh                all of them; long on two cores
 #   launch/matrix.sh 3.13 lowest    these
 #
 # 3.11, 3.12, 3.13    this Python and the newest versions; left out if it is
@@ -12,11 +12,12 @@
 # --help              print this
 #
 # Nothing of the checkout is tested but its wheel. The tests are those of the
-# library, of the command line and of the packaging.
+# library, of files that are written and of the packaging.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-TESTS=(albo autoencoder codebook packaging posterior quantizers)
+TESTS=(albo autoencoder codebook codes export packaging photographs posterior
+  quantizers)
 
 main() {
   local names=() keep='' argument name
