@@ -2,7 +2,7 @@
 # Builds the wheel and tests it on every Python that is installed, with the
 # newest versions of what it needs, and on the oldest with the lowest.
 #
-#   launch/matrix.sh                all of them; long on two cores
+#   launch/matrix.sh                all of them
 #   launch/matrix.sh 3.13 lowest    these
 #
 # 3.11, 3.12, 3.13    this Python and the newest versions; left out if it is
