@@ -300,7 +300,7 @@ def _main(argv):
   config, bits = flags.FLAGS.config, flags.FLAGS.bits
   if config is None:
     raise errors.UserError(
-        '--config is missing; give a file, such as --config=configs/cifar10.py'
+        '--config is missing; give a file or a name, such as --config=cifar10'
     )
   if bits is not None and not 0 < bits < math.inf:
     raise errors.UserError(f'--bits={bits}: must be greater than 0 and finite')

@@ -254,7 +254,7 @@ def _main(argv):
   config = flags.FLAGS.config
   if config is None:
     raise errors.UserError(
-        '--config is missing; such as --config=configs/table1_cifar10.py'
+        '--config is missing; such as --config=table1_cifar10'
     )
   if 'compare' in config:
     if flags.FLAGS.methods:

@@ -30,7 +30,8 @@ def test_the_example_runs():
 
 
 def test_every_link_leads_somewhere():
-  for page in [pathlib.Path('README.md'), *pathlib.Path('docs').glob('*.md')]:
+  here = pathlib.Path()
+  for page in [*here.glob('*.md'), *here.glob('docs/*.md')]:
     for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
       if not target.startswith('http'):
         assert (page.parent / target).exists(), f'{page}: {target}'
