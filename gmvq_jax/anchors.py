@@ -242,6 +242,18 @@ def compute(
   return sources.remember(f'anchors-{name}', identity, both)
 
 
+def of_config(config: ConfigDict, splits: data.Splits) -> dict[str, Any]:
+  """Returns the anchors of a run at its own bits; see `compute`."""
+  patches = patches_of(config, splits.test.shape[1:])
+  return compute(
+      splits,
+      config.data.name,
+      patches.bits,
+      patches,
+      batch_size=config.eval_batch_size,
+  )
+
+
 def _some(images):
   """Returns an array of images at random, as many as can be afforded."""
   order = np.random.default_rng(0).permutation(len(images))

@@ -87,7 +87,7 @@ def compare(
       return None
     runs.append(record)
     results = {'runs': runs, 'searches': searches, 'anchors': None}
-    results['anchors'] = _anchors(jobs[plan.methods[0]], loaded[0])
+    results['anchors'] = anchors.of_config(jobs[plan.methods[0]], loaded[0])
     workdir_lib.write_json(path / 'results.json', results)
     table.write(path, results)
   return results
@@ -223,18 +223,6 @@ def _run(config, method, path, loaded, notes):
 def _plain(config):
   """Returns a configuration as JSON gives it back."""
   return json.loads(json.dumps(config.to_dict()))
-
-
-def _anchors(config, splits):
-  shape = splits.train.shape[1:]
-  patches = anchors.patches_of(config, shape)
-  return anchors.compute(
-      splits,
-      config.data.name,
-      patches.bits,
-      patches,
-      batch_size=config.eval_batch_size,
-  )
 
 
 def _commit():
