@@ -2,7 +2,7 @@
 # Installs gmvq_jax with what the tests need, and runs ruff and the tests.
 #
 #   launch/test.sh          the tests; minutes on two cores
-#   launch/test.sh --all    the slow ones too
+#   launch/test.sh --all    the slow ones too, and the pages of docs/
 #
 # Other arguments go to pytest.
 set -euo pipefail
@@ -12,3 +12,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 use_environment "[quickstart,test]"
 ruff check .
 python -m pytest -q -n 2 "$@"
+if [[ " $* " == *' --all '* ]]; then launch/docs.sh; fi
