@@ -14,8 +14,11 @@ html_theme = 'furo'
 html_title = 'gmvq_jax'
 html_copy_source = False
 html_show_copyright = False
+html_static_path = ['_static']
+html_css_files = ['site.css']
 myst_heading_anchors = 3
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 autodoc_typehints_format = 'short'
 python_maximum_signature_line_length = 80
 
@@ -47,9 +50,10 @@ def to_restructured_text(app, what, name, value, options, lines):
     if paragraph.startswith('    '):
       paragraphs[index] = f'::\n\n{paragraph}'
     else:
-      # Inside of backticks nothing else is a mark; outside, nothing is.
+      # Inside of backticks nothing else is a mark; outside, nothing is, nor
+      # does the end of a sentence such as "num_codes: C." make a list.
       paragraphs[index] = re.sub(
-          r'`([^`]+)`|([*|\\])',
+          r'`([^`]+)`|([*|\\]|(?<=: [A-Z])\.)',
           lambda m: f'``{m[1]}``' if m[1] else f'\\{m[2]}',
           paragraph,
       )
