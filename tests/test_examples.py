@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 from PIL import Image
+import pytest
 
 import gmvq_jax
 from gmvq_jax import encoding
@@ -47,6 +48,25 @@ def test_equinox_padded_sets():
   figures = run('padded_sets', 300)
   assert figures['mse'] < 0.15 * figures['variance']
   assert figures['perplexity'] > 12
+
+
+@pytest.mark.slow
+def test_symptoms():
+  """A state that is not kept is seen in the figure for it."""
+  done = subprocess.run(
+      [sys.executable, EXAMPLES / 'symptoms.py', '--only=ema', '--steps=2'],
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
+      capture_output=True,
+      text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  names, _, *rows = (
+      [cell.strip() for cell in line.split('|')[1:-1]]
+      for line in done.stdout.splitlines()
+  )
+  moved = {row[0]: float(row[names.index('codebook_moved')]) for row in rows}
+  assert moved['ema'] > 0
+  assert moved['ema, state not kept'] == 0
 
 
 def test_prior(trained, photographs, tmp_path):

@@ -36,9 +36,9 @@ def residual(
   reaches the latents once, shared among the levels, and each level's loss
   reaches them as if those before it were constants.
 
-  Around GM-VQ turn off its noise (`gmvq(..., noise=False)`): later levels would
-  spend their codes on that of the first. Every level has a head of precisions
-  of its own.
+  Around GM-VQ turn off its noise (`gmvq(..., gaussian_noise=False)`): later
+  levels would spend their codes on that of the first. Every level has a head of
+  precisions of its own.
 
   Parameters and state are those of `inner`, stacked, or once if `shared`.
 
