@@ -124,8 +124,8 @@ class VectorQuantizer(nn.Module):
   `quantizer`, which is to be mutable in training. Training needs the random
   stream `quantizer`.
 
-  After each step of the optimiser call `quantizer.finish`, where it does
-  something: GM-VQ's does not.
+  After each step of the optimiser call `finish`, where it does something:
+  GM-VQ's does not.
 
   Attributes:
     quantizer: what a factory such as `gmvq_jax.gmvq` returned.
@@ -174,9 +174,26 @@ class VectorQuantizer(nn.Module):
     """Returns what the decoder sees for codes; see `Quantizer.embed`."""
     return self.quantizer.embed(*self._both(), codes)
 
+  def finish(self) -> Any:
+    """Writes what `Quantizer.finish` does, and returns what is fresh.
+
+    With `apply(..., method='finish', mutable=['params', 'quantizer'])`, after
+    each step of the optimiser.
+    """
+    params, state, fresh = self.quantizer.finish(*self._both())
+    if jax.tree.leaves(params):
+      self.put_variable('params', 'quantizer', params)
+    if jax.tree.leaves(state):
+      self.put_variable('quantizer', 'state', state)
+    return fresh
+
   def _both(self):
-    params, state = jax.eval_shape(self.quantizer.init, jax.random.key(0))
-    return (
-        self.get_variable('params', 'quantizer', params),
-        self.get_variable('quantizer', 'state', state),
+    shapes = jax.eval_shape(self.quantizer.init, jax.random.key(0))
+    stored = (
+        self.get_variable('params', 'quantizer', {}),
+        self.get_variable('quantizer', 'state', {}),
+    )
+    # With what is empty in its place.
+    return jax.tree.unflatten(
+        jax.tree.structure(shapes), jax.tree.leaves(stored)
     )
