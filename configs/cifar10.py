@@ -30,6 +30,12 @@ METHODS = (
     'vqvae+ema+replace',
     'fsq',
     'frozen',
+    # Later ones.
+    'vqvae+rotation',
+    'simvq',
+    'diveq',
+    'lfq',
+    'bsq',
 )
 
 

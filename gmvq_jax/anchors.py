@@ -242,6 +242,18 @@ def compute(
   return sources.remember(f'anchors-{name}', identity, both)
 
 
+def of_config(config: ConfigDict, splits: data.Splits) -> dict[str, Any]:
+  """Returns the anchors of a run at its own bits; see `compute`."""
+  patches = patches_of(config, splits.test.shape[1:])
+  return compute(
+      splits,
+      config.data.name,
+      patches.bits,
+      patches,
+      batch_size=config.eval_batch_size,
+  )
+
+
 def _some(images):
   """Returns an array of images at random, as many as can be afforded."""
   order = np.random.default_rng(0).permutation(len(images))
@@ -300,7 +312,7 @@ def _main(argv):
   config, bits = flags.FLAGS.config, flags.FLAGS.bits
   if config is None:
     raise errors.UserError(
-        '--config is missing; give a file, such as --config=configs/cifar10.py'
+        '--config is missing; give a file or a name, such as --config=cifar10'
     )
   if bits is not None and not 0 < bits < math.inf:
     raise errors.UserError(f'--bits={bits}: must be greater than 0 and finite')

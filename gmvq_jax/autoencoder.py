@@ -124,8 +124,8 @@ class VectorQuantizer(nn.Module):
   `quantizer`, which is to be mutable in training. Training needs the random
   stream `quantizer`.
 
-  After each step of the optimiser call `quantizer.finish`, where it does
-  something: GM-VQ's does not.
+  After each step of the optimiser call `finish`, where it does something:
+  GM-VQ's does not.
 
   Attributes:
     quantizer: what a factory such as `gmvq_jax.gmvq` returned.
@@ -133,7 +133,18 @@ class VectorQuantizer(nn.Module):
 
   quantizer: base.Quantizer
 
-  @nn.compact
+  def setup(self):
+    """Makes params and state, of one key, so that they belong together."""
+    key = jax.random.key(0)
+    if self.is_initializing():
+      key = self.make_rng('params')
+    params, state = jax.eval_shape(self.quantizer.init, key)
+    # Flax, and what wraps it, forget what is empty.
+    if jax.tree.leaves(params):
+      self.param('quantizer', lambda _: self.quantizer.init(key)[0])
+    if jax.tree.leaves(state):
+      self.variable('quantizer', 'state', lambda: self.quantizer.init(key)[1])
+
   def __call__(
       self,
       h: jax.Array,
@@ -145,20 +156,8 @@ class VectorQuantizer(nn.Module):
   ) -> base.Quantized:
     """Quantizes `h [..., sum(quantizer.heads)]`; see `Quantizer.apply`."""
     chex.assert_axis_dimension(h, -1, sum(self.quantizer.heads))
-    # One key for both, so that params and state belong together. Past the
-    # start Flax only wants to know their shapes.
-    starting = self.is_initializing()
-    key = self.make_rng('params') if starting else jax.random.key(0)
-    params = self.param('quantizer', lambda _: self.quantizer.init(key)[0])
-    _, shapes = jax.eval_shape(self.quantizer.init, key)
-    state = None
-    if jax.tree.leaves(shapes):
-      state = self.variable(
-          'quantizer', 'state', lambda: self.quantizer.init(key)[1]
-      )
-    quantized, new_state = self.quantizer.apply(
-        params,
-        shapes if state is None else state.value,
+    quantized, state = self.quantizer.apply(
+        *self._both(),
         h,
         key=self.make_rng('quantizer') if train else None,
         temperature=temperature,
@@ -166,10 +165,35 @@ class VectorQuantizer(nn.Module):
         mask=mask,
         axis_name=axis_name,
     )
-    if (
-        state is not None
-        and not starting
-        and self.is_mutable_collection('quantizer')
-    ):
-      state.value = new_state
+    updates = self.is_mutable_collection('quantizer')
+    if updates and jax.tree.leaves(state) and not self.is_initializing():
+      self.put_variable('quantizer', 'state', state)
     return quantized
+
+  def embed(self, codes: jax.Array) -> jax.Array:
+    """Returns what the decoder sees for codes; see `Quantizer.embed`."""
+    return self.quantizer.embed(*self._both(), codes)
+
+  def finish(self) -> Any:
+    """Writes what `Quantizer.finish` does, and returns what is fresh.
+
+    With `apply(..., method='finish', mutable=['params', 'quantizer'])`, after
+    each step of the optimiser.
+    """
+    params, state, fresh = self.quantizer.finish(*self._both())
+    if jax.tree.leaves(params):
+      self.put_variable('params', 'quantizer', params)
+    if jax.tree.leaves(state):
+      self.put_variable('quantizer', 'state', state)
+    return fresh
+
+  def _both(self):
+    shapes = jax.eval_shape(self.quantizer.init, jax.random.key(0))
+    stored = (
+        self.get_variable('params', 'quantizer', {}),
+        self.get_variable('quantizer', 'state', {}),
+    )
+    # With what is empty in its place.
+    return jax.tree.unflatten(
+        jax.tree.structure(shapes), jax.tree.leaves(stored)
+    )

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from gmvq_jax import config as config_lib
 from gmvq_jax import errors
+from gmvq_jax import named_configs
 
 _MEMORY = (
     'there is not enough memory; smaller batches, networks or codebooks take'
@@ -47,6 +48,12 @@ def run(main: Callable[[list[str]], None]) -> None:
     else:
       sys.stderr.write(f'error: {errors.UserError(line)}\n')
     _leave(code)
+
+
+def gmvq() -> None:
+  """The console command: `python -m gmvq_jax.main`, as it is."""
+  # Only in the module that is run does absl's --help see flags.
+  runpy.run_module('gmvq_jax.main', run_name='__main__', alter_sys=True)
 
 
 def _last_words(error):
@@ -93,11 +100,12 @@ def parse(argv: list[str]) -> list[str]:
   """Parses flags; whatever is wrong with them is a `UserError`."""
   # One dash is as good as two.
   argv = [re.sub('^-(?=config|noconfig)', '--', arg) for arg in argv]
-  for arg, value in zip(argv, argv[1:] + [''], strict=True):
-    if arg == '--config':
-      _check_config(value, argv)
+  for i, arg in enumerate(argv):
+    if arg == '--config' and i + 1 < len(argv):
+      argv[i + 1] = _find_config(argv[i + 1], argv)
     elif arg.startswith('--config='):
-      _check_config(arg.removeprefix('--config='), argv)
+      found = _find_config(arg.removeprefix('--config='), argv)
+      argv[i] = f'--config={found}'
   try:
     return flags.FLAGS(argv)
   except Exception as error:
@@ -105,11 +113,13 @@ def parse(argv: list[str]) -> list[str]:
     raise errors.UserError(message) from error
 
 
-def _check_config(argument, argv):
-  """Says what is wrong with a file, its method or a field, before absl does."""
-  path, colon, method = argument.partition(':')
-  if not os.path.isfile(path):
-    raise errors.UserError(f'--config={path}: there is no such file')
+def _find_config(argument, argv):
+  """Returns PATH or PATH:METHOD of what may be a name.
+
+  Says what is wrong with a file, its method or a field, before absl does.
+  """
+  name, colon, method = argument.partition(':')
+  path = named_configs.find(name)
   try:
     get_config = runpy.run_path(path)['get_config']
     config = get_config(*([method] if colon else []))
@@ -130,6 +140,7 @@ def _check_config(argument, argv):
           f'--config.{field[1]}: there is no such field; there is'
           f' {", ".join(sorted(close))}'
       )
+  return path + colon + method
 
 
 def _quiet():

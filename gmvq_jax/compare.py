@@ -87,7 +87,7 @@ def compare(
       return None
     runs.append(record)
     results = {'runs': runs, 'searches': searches, 'anchors': None}
-    results['anchors'] = _anchors(jobs[plan.methods[0]], loaded[0])
+    results['anchors'] = anchors.of_config(jobs[plan.methods[0]], loaded[0])
     workdir_lib.write_json(path / 'results.json', results)
     table.write(path, results)
   return results
@@ -225,18 +225,6 @@ def _plain(config):
   return json.loads(json.dumps(config.to_dict()))
 
 
-def _anchors(config, splits):
-  shape = splits.train.shape[1:]
-  patches = anchors.patches_of(config, shape)
-  return anchors.compute(
-      splits,
-      config.data.name,
-      patches.bits,
-      patches,
-      batch_size=config.eval_batch_size,
-  )
-
-
 def _commit():
   """Returns the commit of this code; empty where it is no checkout."""
   result = subprocess.run(
@@ -254,7 +242,7 @@ def _main(argv):
   config = flags.FLAGS.config
   if config is None:
     raise errors.UserError(
-        '--config is missing; such as --config=configs/table1_cifar10.py'
+        '--config is missing; such as --config=table1_cifar10'
     )
   if 'compare' in config:
     if flags.FLAGS.methods:

@@ -170,6 +170,8 @@ _RULES = {
     'quantizer.beta': _AT_LEAST_0,
     'quantizer.two_sigma2': _POSITIVE,
     'quantizer.weight_scale': _POSITIVE,
+    'quantizer.entropy_temperature': _POSITIVE,
+    'quantizer.noise_variance': _AT_LEAST_0,
     'quantizer.latent': quantizers.LATENT_TERMS,
     'quantizer.aggregate': quantizers.AGGREGATES,
     'quantizer.assignment': assignment.METHODS,

@@ -16,8 +16,8 @@ from gmvq_jax import modes
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
-    help_string='A file of configs/, with :METHOD if it has several. Its fields'
-    ' are set with --config.FIELD=VALUE, after it.',
+    help_string='A file, or the name of one of configs/, with :METHOD if it has'
+    ' several. Its fields are set with --config.FIELD=VALUE, after it.',
 )
 _WORKDIR = flags.DEFINE_string(
     'workdir',

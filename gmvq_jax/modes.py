@@ -156,7 +156,7 @@ _FIELDS = {
     'config.data.': '--',
 }
 _MISSING = {
-    'config': 'give a file, such as --config=configs/cifar10.py',
+    'config': 'give a file or a name, such as --config=cifar10',
     'workdir': 'give a directory for the run',
     'input': 'say what is to be read; see --help',
     'output': 'say what is to be written; see --help',

@@ -93,7 +93,7 @@ def write_report(
       config=config.to_dict(),
       metrics=result.summary,
       images_per_second=images_per_second,
-      anchors=_anchors(experiment),
+      anchors=anchors.of_config(experiment.config, experiment.splits),
       records=metrics_lib.read(path),
       images=images,
       reconstructions=decoded,
@@ -126,7 +126,10 @@ def assess_workdir(workdir: str) -> dict[str, Any]:
   """
   experiment, checkpoints, _ = _open(workdir)
   metrics = evaluate_best(experiment, checkpoints).summary
-  return {'metrics': metrics, 'anchors': _anchors(experiment)}
+  return {
+      'metrics': metrics,
+      'anchors': anchors.of_config(experiment.config, experiment.splits),
+  }
 
 
 def report_workdir(workdir: str) -> pathlib.Path:
@@ -142,18 +145,6 @@ def report_workdir(workdir: str) -> pathlib.Path:
   done = workdir_lib.read_json(path / 'summary.json') or {}
   write_report(experiment, path, result, done.get('images_per_second'))
   return path / 'report.html'
-
-
-def _anchors(experiment):
-  config, splits = experiment.config, experiment.splits
-  patches = anchors.patches_of(config, splits.test.shape[1:])
-  return anchors.compute(
-      splits,
-      config.data.name,
-      patches.bits,
-      patches,
-      batch_size=config.eval_batch_size,
-  )
 
 
 def _open(workdir):

@@ -2,7 +2,8 @@
 # Installs gmvq_jax with what the tests need, and runs ruff and the tests.
 #
 #   launch/test.sh          the tests; minutes on two cores
-#   launch/test.sh --all    the slow ones too
+#   launch/test.sh --all    the slow ones too, then launch/docs.sh and
+#                           launch/matrix.sh
 #
 # Other arguments go to pytest.
 set -euo pipefail
@@ -12,3 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 use_environment "[quickstart,test]"
 ruff check .
 python -m pytest -q -n 2 "$@"
+if [[ " $* " == *' --all '* ]]; then
+  launch/docs.sh
+  launch/matrix.sh
+fi

@@ -33,6 +33,9 @@ METHODS = {
     'sqvae': {},
     'gumbel': {},
     'fsq': {},
+    'lfq': {},
+    'diveq': {},
+    'simvq+rotation': {},
 }
 _BATCH, _STEPS = 16, 20
 # Compiling is most of the work.

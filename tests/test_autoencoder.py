@@ -2,14 +2,17 @@
 
 import chex
 from flax import linen as nn
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import gmvq_jax
 from gmvq_jax import autoencoder
 from gmvq_jax import networks
+from gmvq_jax import quantizers
 
 
 def small_model():
@@ -96,3 +99,80 @@ def test_vector_quantizer_trains_inside_a_flax_model(rng):
   y, quantized = model.apply({'params': params}, x)
   assert jnp.mean((y - x) ** 2) < 0.3 * jnp.var(x)
   assert len(np.unique(quantized.codes)) > 4
+
+
+@pytest.mark.parametrize('name', ['gmvq', 'vqvae+ema', 'fsq'])
+def test_vector_quantizer_embeds_its_codes(rng, name):
+  """With params, with state, and with neither."""
+  quantizer = quantizers.make(name, num_codes=8, dim=3, gamma=0.1, beta=1.0)
+  module = autoencoder.VectorQuantizer(quantizer)
+  h = jnp.asarray(rng.normal(size=(5, sum(quantizer.heads))), jnp.float32)
+  variables = module.init(jax.random.key(0), h)
+  quantized = module.apply(variables, h)
+  z = module.apply(variables, quantized.codes, method='embed')
+  np.testing.assert_array_equal(z, quantized.z)
+
+
+@pytest.mark.parametrize('name', ['vqvae+replace', 'vqvae+ema+replace'])
+def test_a_module_writes_what_is_to_be_finished(rng, name):
+  quantizer = quantizers.make(name, num_codes=8, dim=3, replace_after=1)
+  module = autoencoder.VectorQuantizer(quantizer)
+  h = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
+  variables = module.init(jax.random.key(0), h)
+  quantized, updated = module.apply(
+      variables,
+      h,
+      train=True,
+      rngs={'quantizer': jax.random.key(1)},
+      mutable=['quantizer'],
+  )
+  variables = {**variables, **updated}
+  _, written = module.apply(
+      variables, method='finish', mutable=['params', 'quantizer']
+  )
+  before, after = (
+      module.apply(v, jnp.arange(8), method='embed')
+      for v in (variables, written)
+  )
+  dead = ~np.isin(np.arange(8), quantized.codes)
+  np.testing.assert_array_equal(jnp.any(before != after, axis=-1), dead)
+
+
+@pytest.mark.parametrize('name', ['gmvq', 'fsq', 'vqvae+ema', 'vqvae+replace'])
+def test_nnx_trains_it_through_the_bridge(rng, name):
+  """Whatever is empty of params and state."""
+  quantizer = quantizers.residual(
+      quantizers.make(
+          name, num_codes=8, dim=3, gamma=0.1, beta=1.0, replace_after=1
+      ),
+      2,
+  )
+  h = jnp.asarray(rng.normal(size=(5, sum(quantizer.heads))), jnp.float32)
+  module = nnx.bridge.lazy_init(
+      nnx.bridge.ToNNX(
+          autoencoder.VectorQuantizer(quantizer),
+          rngs=nnx.Rngs(0, quantizer=1),
+      ),
+      h,
+  )
+
+  @nnx.jit
+  def gradient(module, h):
+    def loss(module):
+      quantized = module(
+          h, temperature=1.0, train=True, mutable=['quantizer']
+      )
+      return quantized.loss, quantized
+
+    return nnx.grad(loss, has_aux=True)(module)
+
+  _, first = gradient(module, h)
+  module(method='finish', mutable=['params', 'quantizer'])
+  _, second = gradient(module, h)
+  chex.assert_tree_all_finite((first, second))
+  still = module(h)
+  np.testing.assert_allclose(
+      module(still.codes, method='embed'), still.z, atol=1e-6
+  )
+  if '+' in name:
+    assert first.loss != second.loss

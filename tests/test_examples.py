@@ -3,16 +3,70 @@
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 from PIL import Image
+import pytest
 
 import gmvq_jax
 from gmvq_jax import encoding
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / 'examples'
+
+
+def run(name, num_steps):
+  return runpy.run_path(str(EXAMPLES / f'{name}.py'))['main'](num_steps)
+
+
+def test_linen_images():
+  figures = run('image_autoencoder', 300)
+  assert figures['mse'] < 0.2 * figures['variance']
+  assert figures['perplexity'] > 8
+
+
+def test_nnx_audio():
+  """Each level of codes is worth its bits."""
+  figures = run('audio_codec', 400)
+  assert figures['snr_1'] > 6
+  for level in (1, 2, 3):
+    assert figures[f'snr_{level + 1}'] > figures[f'snr_{level}'] + 0.8
+
+
+def test_jax_semantic_ids():
+  """IDs tell items apart, and how they begin tells what they are."""
+  figures = run('semantic_ids', 200)
+  assert figures['distinct'] > 0.6
+  assert figures['unexplained'] < 0.4
+  assert figures['same_label'] > 0.8
+
+
+def test_equinox_padded_sets():
+  """Where the padding is NaN a single slip would spoil everything."""
+  figures = run('padded_sets', 300)
+  assert figures['mse'] < 0.15 * figures['variance']
+  assert figures['perplexity'] > 12
+
+
+@pytest.mark.slow
+def test_symptoms():
+  """A state that is not kept is seen in the figure for it."""
+  done = subprocess.run(
+      [sys.executable, EXAMPLES / 'symptoms.py', '--only=ema', '--steps=2'],
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
+      capture_output=True,
+      text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  names, _, *rows = (
+      [cell.strip() for cell in line.split('|')[1:-1]]
+      for line in done.stdout.splitlines()
+  )
+  moved = {row[0]: float(row[names.index('codebook_moved')]) for row in rows}
+  assert moved['ema'] > 0
+  assert moved['ema, state not kept'] == 0
 
 
 def test_prior(trained, photographs, tmp_path):

@@ -28,6 +28,9 @@ METHODS = (
     'sqvae+l2',
     'gumbel+frozen',
     'fsq',
+    'lfq',
+    'simvq+rotation',
+    'diveq',
 )
 # Most characters in a line, beside what was given.
 LINE = 2500

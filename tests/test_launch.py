@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LOCAL = 'launch/local.sh'
 SLURM = 'launch/slurm.sbatch'
 TPU = 'launch/tpu_pod.sh'
+MATRIX = 'launch/matrix.sh'
 ONE = 'python -m gmvq_jax.main'
 CPU = 'env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES='
 WORKER = 'bash gmvq_jax/launch/tpu_pod.sh on-worker'
@@ -205,6 +206,7 @@ def test_as_many_processes_as_gpus():
     (SLURM, ['--nodes=2', 'options of sbatch', '--dry-run', 'scancel']),
     (TPU, ['setup', 'run', 'logs', 'status', 'stop', 'restart', '--name=NAME',
            '--zone=ZONE', '--project=', '--worker=N', '--dry-run', 'gs://']),
+    (MATRIX, ['launch/matrix.sh 3.13 lowest', 'lower bounds', '--keep']),
 ])  # fmt: skip
 def test_help_says_what_there_is(script, words):
   result = run('bash', script, '--help')
@@ -220,6 +222,80 @@ def test_shellcheck():
   assert ROOT / SLURM in scripts
   result = run('shellcheck', '-x', *scripts)
   assert result.returncode == 0, result.stdout
+
+
+# The matrix of Pythons.
+
+
+@pytest.fixture
+def pythons(stage):
+  """Python 3.11 and 3.13, acted, in a repository of their own."""
+  shutil.copytree(ROOT / 'launch', stage.path / 'launch')
+  shutil.copy(ROOT / 'setup.cfg', stage.path)
+  for version in ('3.11', '3.13'):
+    stage.act(f'python{version}', SNAKE)
+  # As pyenv's, where the version is not installed.
+  stage.act('python3.12', '#!/bin/sh\nexit 127\n')
+  stage.environment['PYENV_ROOT'] = stage.path / 'pyenv'
+  return stage
+
+
+SNAKE = """#!/usr/bin/env bash
+LOG
+case "$2 $*" in
+  venv*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+  *' wheel '*) mkdir -p build/wheel && touch build/wheel/a-1-py3-none-any.whl ;;
+  pytest*) exit "${STATUS:-0}" ;;
+esac
+"""
+
+
+def matrix(pythons, *arguments, **environment):
+  """What was run, without the questions whether it could be."""
+  result = run(
+      'bash',
+      pythons.path / MATRIX,
+      *arguments,
+      **pythons.environment | environment,
+  )
+  calls = [call for call in pythons.calls if not call.endswith(' -c ')]
+  return result, calls
+
+
+def test_the_matrix_leaves_out_what_is_not_installed(pythons):
+  result, calls = matrix(pythons)
+  assert result.returncode == 0, result.stderr
+  assert '3.12: left out; there is no such Python.' in result.stdout
+  tests = [call for call in calls if 'pytest' in call]
+  assert [call.split()[0] for call in tests] == [
+      'python3.11', 'python3.13', 'python3.11'
+  ]  # fmt: skip
+  for call in tests:
+    for word in re.findall(r'tests/\S+', call):
+      assert (ROOT / f'{word}.py').exists() or (ROOT / word).exists()
+  installs = [call for call in calls if ' install ' in call]
+  assert ['--constraint' in call for call in installs] == [False, False, True]
+  assert not list((pythons.path / '.venvs').iterdir())
+
+
+def test_the_lowest_versions_are_those_of_setup_cfg(pythons):
+  result, _ = matrix(pythons, 'lowest')
+  assert result.returncode == 0, result.stderr
+  lowest = (pythons.path / 'build' / 'lowest.txt').read_text().split()
+  setup = (ROOT / 'setup.cfg').read_text()
+  bounds = re.findall(r'^  (\S+)>=(\S+)$', setup, re.MULTILINE)
+  assert lowest == [f'{name}=={version}' for name, version in bounds]
+  assert {'jax', 'tensorflow-datasets', 'pytest'} <= dict(bounds).keys()
+
+
+def test_the_matrix_fails_where_tests_do(pythons):
+  assert matrix(pythons, '3.13', STATUS=1)[0].returncode == 1
+  result, _ = matrix(pythons, '3.12')
+  assert result.returncode == 2
+  assert result.stderr == 'error: 3.12: there is no such Python\n'
+  result, _ = matrix(pythons, '3.10')
+  assert result.returncode == 2
+  assert 'must be 3.11' in result.stderr
 
 
 # Slurm.

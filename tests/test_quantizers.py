@@ -120,7 +120,9 @@ def test_evaluation_is_deterministic_and_embeds_its_codes(quantizer):
   again, _ = jax.jit(quantizer.apply)(params, state, h)
   np.testing.assert_array_equal(quantized.codes, again.codes)
   embedded = quantizer.embed(params, state, quantized.codes)
-  chex.assert_trees_all_equal(quantized.z, embedded)
+  # To the last bit, but where a sum of levels is compiled.
+  tolerance = 1e-6 if quantizer.code_shape else 0
+  np.testing.assert_allclose(quantized.z, embedded, rtol=0, atol=tolerance)
 
 
 @stochastic

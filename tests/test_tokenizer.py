@@ -25,7 +25,7 @@ from gmvq_jax import workdir as workdir_lib
 
 METHODS = (
     'gmvq', 'vqvae', 'vqvae+ema+replace', 'vqvae+affine+opt+replace+l2',
-    'sqvae', 'gumbel', 'fsq',
+    'sqvae', 'gumbel', 'fsq', 'bsq', 'simvq+rotation',
 )  # fmt: skip
 
 

@@ -36,9 +36,9 @@ def residual(
   reaches the latents once, shared among the levels, and each level's loss
   reaches them as if those before it were constants.
 
-  Around GM-VQ turn off its noise (`gmvq(..., noise=False)`): later levels would
-  spend their codes on that of the first. Every level has a head of precisions
-  of its own.
+  Around GM-VQ turn off its noise (`gmvq(..., gaussian_noise=False)`): later
+  levels would spend their codes on that of the first. Every level has a head of
+  precisions of its own.
 
   Parameters and state are those of `inner`, stacked, or once if `shared`.
 
@@ -95,9 +95,6 @@ def residual(
         (None if shared else both, rest, factors, xs),
     )
     return left, total, common[1] if shared else states, outputs
-
-  def still_apply(params, state, h):
-    return inner.apply(params, state, h)[0].z
 
   def apply(
       params,
@@ -202,7 +199,7 @@ def residual(
       embed=embed,
       read=None,
       write=None,
-      finish=inner.finish if shared else _finish_all(inner),
+      finish=inner.finish if shared else _finish_all(inner, depth),
       logits=logits,
       code_shape=(depth, *inner.code_shape),
       start=start,
@@ -313,7 +310,7 @@ def grouped(
       objective=objective,
       read=None,
       write=None,
-      finish=inner.finish if shared else _finish_all(inner),
+      finish=inner.finish if shared else _finish_all(inner, groups),
       logits=logits,
       code_shape=(groups, *inner.code_shape),
       start=start,
@@ -411,7 +408,7 @@ def _init_all(inner, count):
   return lambda key: jax.vmap(inner.init)(jax.random.split(key, count))
 
 
-def _finish_all(inner):
+def _finish_all(inner, count):
   def finish(params, state):
     finished, state, fresh = inner.finish(params, state)
     # A scalar for all of an entry would be none once they are stacked.
@@ -420,7 +417,8 @@ def _finish_all(inner):
     )
     return finished, state, fresh
 
-  return jax.vmap(finish)
+  # There may be neither params nor state.
+  return jax.vmap(finish, axis_size=count)
 
 
 def _draw_depths(key, mask, least, most, axis_name):
