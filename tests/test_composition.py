@@ -1,11 +1,14 @@
 """Residual, grouped and projected quantizers against those they are made of."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gmvq_jax import distributed
 from gmvq_jax import quantizers
 
 C, L = 12, 4
@@ -141,6 +144,30 @@ def test_dropout_counts_as_a_mask_of_its_level(rng):
       params, at(state, 1), jnp.asarray(left, jnp.float32)[has_it], train=True
   )
   chex.assert_trees_all_close(at(moved, 1), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_the_same_on_any_number_of_devices(rng):
+  """Of a batch that is divided; in `shard_map` each device draws its own."""
+  quantizer = quantizers.residual(make(), 4, dropout=True)
+  params, state, z = inputs(quantizer, rng, (16, 2))
+  mesh = distributed.data_mesh()
+
+  def codes_of(z, axis_name=None):
+    quantized, _ = quantizer.apply(
+        params, state, z, key=jax.random.key(0), train=True, axis_name=axis_name
+    )
+    return quantized.codes
+
+  expected = codes_of(z)
+  divided = jax.device_put(z, distributed.batched(mesh))
+  np.testing.assert_array_equal(jax.jit(codes_of)(divided), expected)
+  data = jax.sharding.PartitionSpec('data')
+  local = jax.shard_map(
+      functools.partial(codes_of, axis_name='data'),
+      mesh=mesh, in_specs=data, out_specs=data,
+  )  # fmt: skip
+  kept = jnp.sum(jax.jit(local)(z)[:, 0] >= 0, axis=-1)
+  assert len(np.unique(kept)) > 1
 
 
 def test_fewer_levels_are_the_first(rng):

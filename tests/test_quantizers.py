@@ -498,7 +498,7 @@ def test_tiles_change_nothing(monkeypatch, name, fields, num_codes, training):
 def test_there_may_be_no_positions(quantizer):
   params, state, h = inputs(quantizer, (0, 3))
   quantized, _ = train(quantizer, params, state, h)
-  chex.assert_shape(quantized.codes, (0, 3))
+  chex.assert_shape(quantized.codes, (0, 3, *quantizer.code_shape))
   chex.assert_tree_all_finite(quantized.loss)
 
 

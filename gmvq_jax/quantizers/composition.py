@@ -235,12 +235,17 @@ def grouped(
     """Returns the channels of each group, `[..., groups, sum(heads)]`."""
     widths = [groups * k for k in inner.heads]
     heads = jnp.split(h, list(itertools.accumulate(widths))[:-1], axis=-1)
+    # Not -1, of which there is none where there are no positions.
     return jnp.concatenate(
-        [x.reshape(*x.shape[:-1], groups, -1) for x in heads], axis=-1
+        [
+            x.reshape(*x.shape[:-1], groups, k)
+            for x, k in zip(heads, inner.heads, strict=True)
+        ],
+        axis=-1,
     )
 
   def join(z):
-    return z.reshape(*z.shape[:-2], -1)
+    return z.reshape(*z.shape[:-2], groups * z.shape[-1])
 
   def apply(params, state, h, *, key=None, mask=None, **kwargs):
     h, mask = base.apply_mask(h, mask)
