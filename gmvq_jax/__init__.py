@@ -9,10 +9,10 @@ from gmvq_jax.albo import latent_aggregated
 from gmvq_jax.albo import latent_coupled
 from gmvq_jax.albo import latent_expected
 from gmvq_jax.albo import perplexity
-from gmvq_jax.autoencoder import VectorQuantizer
 from gmvq_jax.codebook import code_counts
 from gmvq_jax.codebook import kmeans
 from gmvq_jax.codebook import nearest_codes
+from gmvq_jax.linen import VectorQuantizer
 from gmvq_jax.posterior import Latents
 from gmvq_jax.posterior import aggregated_posterior
 from gmvq_jax.posterior import component_variance

@@ -1,4 +1,4 @@
-"""Encoder + quantizer + decoder, and a quantizer as a Linen module.
+"""Encoder + quantizer + decoder.
 
 Shapes: images `[B, H, W, channels]` in [0, 1]; latents `[B, h, w, L]`.
 """
@@ -7,7 +7,6 @@ from typing import Any
 from typing import NamedTuple
 
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -115,85 +114,3 @@ class Autoencoder(NamedTuple):
 def to_unit(images: jax.Array) -> jax.Array:
   """Converts uint8 images to float32 in [0, 1]."""
   return images.astype(jnp.float32) / 255
-
-
-class VectorQuantizer(nn.Module):
-  """Puts a quantizer into a Linen model.
-
-  Its params are in the collection `params`; its state, where it has any, in
-  `quantizer`, which is to be mutable in training. Training needs the random
-  stream `quantizer`.
-
-  After each step of the optimiser call `finish`, where it does something:
-  GM-VQ's does not.
-
-  Attributes:
-    quantizer: what a factory such as `gmvq_jax.gmvq` returned.
-  """
-
-  quantizer: base.Quantizer
-
-  def setup(self):
-    """Makes params and state, of one key, so that they belong together."""
-    key = jax.random.key(0)
-    if self.is_initializing():
-      key = self.make_rng('params')
-    params, state = jax.eval_shape(self.quantizer.init, key)
-    # Flax, and what wraps it, forget what is empty.
-    if jax.tree.leaves(params):
-      self.param('quantizer', lambda _: self.quantizer.init(key)[0])
-    if jax.tree.leaves(state):
-      self.variable('quantizer', 'state', lambda: self.quantizer.init(key)[1])
-
-  def __call__(
-      self,
-      h: jax.Array,
-      *,
-      temperature: chex.Numeric | None = None,
-      train: bool = False,
-      mask: jax.Array | None = None,
-      axis_name: str | None = None,
-  ) -> base.Quantized:
-    """Quantizes `h [..., sum(quantizer.heads)]`; see `Quantizer.apply`."""
-    chex.assert_axis_dimension(h, -1, sum(self.quantizer.heads))
-    quantized, state = self.quantizer.apply(
-        *self._both(),
-        h,
-        key=self.make_rng('quantizer') if train else None,
-        temperature=temperature,
-        train=train,
-        mask=mask,
-        axis_name=axis_name,
-    )
-    updates = self.is_mutable_collection('quantizer')
-    if updates and jax.tree.leaves(state) and not self.is_initializing():
-      self.put_variable('quantizer', 'state', state)
-    return quantized
-
-  def embed(self, codes: jax.Array) -> jax.Array:
-    """Returns what the decoder sees for codes; see `Quantizer.embed`."""
-    return self.quantizer.embed(*self._both(), codes)
-
-  def finish(self) -> Any:
-    """Writes what `Quantizer.finish` does, and returns what is fresh.
-
-    With `apply(..., method='finish', mutable=['params', 'quantizer'])`, after
-    each step of the optimiser.
-    """
-    params, state, fresh = self.quantizer.finish(*self._both())
-    if jax.tree.leaves(params):
-      self.put_variable('params', 'quantizer', params)
-    if jax.tree.leaves(state):
-      self.put_variable('quantizer', 'state', state)
-    return fresh
-
-  def _both(self):
-    shapes = jax.eval_shape(self.quantizer.init, jax.random.key(0))
-    stored = (
-        self.get_variable('params', 'quantizer', {}),
-        self.get_variable('quantizer', 'state', {}),
-    )
-    # With what is empty in its place.
-    return jax.tree.unflatten(
-        jax.tree.structure(shapes), jax.tree.leaves(stored)
-    )

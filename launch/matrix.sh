@@ -16,8 +16,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-TESTS=(albo autoencoder codebook codes export packaging photographs posterior
-  quantizers)
+TESTS=(albo autoencoder binary codebook codes composition diveq export linen
+  packaging photographs posterior
+  quantizers rotation simvq)
 
 main() {
   local names=() keep='' argument name
