@@ -57,7 +57,7 @@ main() {
 
 # Makes an environment, installs the wheel there and tests it.
 try() {
-  local name=$1 environment=.venvs/$1 python install
+  local name=$1 environment=.venvs/$1 python install files
   python=$(find_python "$name") || {
     echo "error: $name: there is no such Python" >&2
     exit 2
@@ -76,7 +76,8 @@ try() {
     install+=(--constraint build/lowest.txt)
   fi
   "${install[@]}"
-  "$python" -m pytest -q -n 2 -k "$SKIPPED" "${TESTS[@]/#/tests/test_}"
+  files=("${TESTS[@]/#/tests/test_}")
+  "$python" -m pytest -q -n 2 -k "$SKIPPED" "${files[@]/%/.py}"
   [ -n "$keep" ] || rm -rf "$environment"
 }
 
