@@ -44,7 +44,8 @@ class Autoencoder(NamedTuple):
     grid = jax.eval_shape(
         lambda: self.encoder.apply(encoder, images, train=False)
     ).shape[:-1]
-    z = self.quantizer.embed(codebook, state, jnp.zeros(grid, jnp.int32))
+    codes = jnp.zeros((*grid, *self.quantizer.code_shape), jnp.int32)
+    z = self.quantizer.embed(codebook, state, codes)
     decoder = self.decoder.init(keys[2], z, train=False)
     return Variables(
         params={

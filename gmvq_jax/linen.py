@@ -16,8 +16,8 @@ class VectorQuantizer(nn.Module):
   `quantizer`, which is to be mutable in training. Training needs the random
   stream `quantizer`.
 
-  After each step of the optimiser call `finish`, where it does something:
-  GM-VQ's does not.
+  After each step of the optimiser call `finish` if there is `with_replacement`
+  anywhere in the quantizer; of others it changes nothing.
 
   Attributes:
     quantizer: what a factory such as `gmvq_jax.gmvq` returned.
@@ -47,18 +47,27 @@ class VectorQuantizer(nn.Module):
       axis_name: str | None = None,
   ) -> base.Quantized:
     """Quantizes `h [..., sum(quantizer.heads)]`; see `Quantizer.apply`."""
-    chex.assert_axis_dimension(h, -1, sum(self.quantizer.heads))
+    params, before = self._both()
+    draws = train and self.has_rng('quantizer')
     quantized, state = self.quantizer.apply(
-        *self._both(),
+        params,
+        before,
         h,
-        key=self.make_rng('quantizer') if train else None,
+        key=self.make_rng('quantizer') if draws else None,
         temperature=temperature,
         train=train,
         mask=mask,
         axis_name=axis_name,
     )
-    updates = self.is_mutable_collection('quantizer')
-    if updates and jax.tree.leaves(state) and not self.is_initializing():
+    # A frozen one gives back what it was given.
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True)
+    changed = any(x is not y for x, y in pairs)
+    if train and changed and not self.is_initializing():
+      if not self.is_mutable_collection('quantizer'):
+        raise ValueError(
+            "VectorQuantizer: train=True, and this quantizer's state would be"
+            " lost: give mutable=['quantizer'], and keep what is returned"
+        )
       self.put_variable('quantizer', 'state', state)
     return quantized
 

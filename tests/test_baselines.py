@@ -10,6 +10,7 @@ import optax
 import pytest
 import reference
 
+from gmvq_jax import distributed
 from gmvq_jax import quantizers
 
 C, L = 12, 3
@@ -589,6 +590,9 @@ def test_a_frozen_codebook_has_nothing_to_train(rng):
     ('gmvq+opt', 'opt: goes with vqvae alone'),
     ('sqvae+opt', 'opt: goes with vqvae alone'),
     ('vqvae+ema+affine', 'affine: does not go with ema'),
+    ('vqvae+ema+opt', 'opt: goes with vqvae alone'),
+    ('simvq+l2', 'l2: does not go with simvq'),
+    ('simvq+affine', 'affine: does not go with simvq'),
     ('vqvae+typo', "part='typo' is unknown; it must be one of opt, affine"),
     ('gmvq+ema', "part='ema' is unknown"),
 ])
@@ -597,6 +601,41 @@ def test_what_does_not_go_together_is_refused(name, message):
   with pytest.raises(ValueError, match=message) as caught:
     quantizers.make(name, **fields)
   assert '\n' not in str(caught.value)
+
+
+def test_codebooks_are_wrapped_from_the_inside_out():
+  inner = quantizers.vqvae(C, L)
+  with pytest.raises(ValueError, match='replace: the codebook is frozen'):
+    quantizers.with_replacement(quantizers.with_frozen_codebook(inner))
+  with pytest.raises(ValueError, match='replace: goes inside of residual'):
+    quantizers.with_replacement(quantizers.residual(inner, 2))
+
+
+def test_replacements_are_of_devices_that_have_latents(rng):
+  quantizer = quantizers.with_replacement(
+      quantizers.vqvae(C, L), replace_after=1
+  )
+  params, state, z = inputs(quantizer, rng, (8, 4))
+  mask = jnp.arange(8)[:, None] % 3 + jnp.zeros((8, 4), int) == 0
+  data, everywhere = (jax.sharding.PartitionSpec(x) for x in ('data', None))
+
+  def rows_of(z, mask):
+    _, moved = train(quantizer, params, state, z, mask=mask, axis_name='data')
+    return moved['rows']
+
+  rows = jax.jit(
+      jax.shard_map(
+          rows_of,
+          mesh=distributed.data_mesh(),
+          in_specs=data,
+          out_specs=everywhere,
+      )
+  )(z, mask)
+  distance = np.linalg.norm(
+      np.asarray(rows)[:, None] - np.asarray(z)[np.asarray(mask)], axis=-1
+  )
+  assert distance.min(axis=1).max() < 0.1
+  assert len(set(distance.argmin(axis=1))) > 3
 
 
 def test_the_order_in_a_name_is_nothing(rng):

@@ -304,10 +304,45 @@ def test_more_levels_of_gmvq_reconstruct_better(rng):
   assert errors[1] < 0.75 * errors[0]
 
 
-@pytest.mark.parametrize('depth, min_depth', [(0, 1), (3, 0), (3, 4)])
-def test_depths_out_of_range_are_refused(depth, min_depth):
-  with pytest.raises(ValueError, match='must be 1 <= min_depth <= depth'):
-    quantizers.residual(make(), depth, min_depth=min_depth)
+def test_levels_draw_apart(rng):
+  """Codes that are drawn evenly are not the same at every level."""
+  quantizer = quantizers.residual(make('gumbel'), 2)
+  params, state, h = inputs(quantizer, rng)
+  params['kernel'] = jnp.zeros_like(params['kernel'])
+  quantized, _ = quantizer.apply(
+      params, state, h, key=jax.random.key(0), temperature=1.0, train=True
+  )
+  same = quantized.codes[..., 0] == quantized.codes[..., 1]
+  assert jnp.mean(same) < 0.5
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'depth': 0}, 'depth=0: must be an integer of at least 1'),
+    ({'depth': 2.0}, 'depth=2.0: must be an integer'),
+    ({'depth': 3, 'min_depth': 0}, 'min_depth=0: must be an integer of at'),
+    ({'depth': 3, 'min_depth': 4}, 'min_depth=4: must be at most depth=3'),
+    ({'depth': 3, 'scale': 0.0}, 'scale=0.0: must be greater than 0'),
+])
+def test_numbers_out_of_range_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    quantizers.residual(make(), **fields)
+
+
+def test_codes_of_too_many_levels_are_refused(rng):
+  for shared in (True, False):
+    quantizer = quantizers.residual(make(), 2, shared=shared)
+    params, state, _ = inputs(quantizer, rng)
+    with pytest.raises(ValueError, match='codes of 3 levels: there are 2'):
+      quantizer.embed(params, state, jnp.zeros((5, 3), jnp.int32))
+
+
+def test_one_position_may_lose_levels():
+  quantizer = quantizers.residual(make(), 2, dropout=True)
+  params, state = quantizer.init(jax.random.key(0))
+  quantized, _ = quantizer.apply(
+      params, state, jnp.ones(L), key=jax.random.key(0), train=True
+  )
+  chex.assert_shape(quantized.codes, (2,))
 
 
 # Grouped.
@@ -399,6 +434,49 @@ def test_kmeans_starts_each_group(rng):
   assert jnp.all(jnp.abs(started['codebook'][1] - 50) < 10)
 
 
+@pytest.mark.parametrize('shared', [True, False])
+@pytest.mark.parametrize('kind', ['residual', 'grouped', 'frozen', 'projected'])
+def test_what_is_masked_is_not_started_from(rng, kind, shared):
+  """And what is not is: a few clusters, found again but for padding."""
+  inner = make()
+  quantizer = {
+      'residual': lambda: quantizers.residual(inner, 2, shared=shared),
+      'grouped': lambda: quantizers.grouped(inner, 2, shared=shared),
+      'frozen': lambda: quantizers.with_frozen_codebook(
+          quantizers.grouped(inner, 2, shared=shared)
+      ),
+      'projected': lambda: quantizers.projected(
+          quantizers.residual(inner, 2, shared=shared), 5
+      ),
+  }[kind]()
+  params, state, h = inputs(quantizer, rng, (40,))
+  mask = jnp.arange(40) < 30
+
+  def start(h, mask=None):
+    return quantizers.kmeans_start(
+        jax.random.key(1), quantizer, params, state, h, mask=mask
+    )
+
+  started = start(h.at[30:].set(jnp.nan), mask)
+  chex.assert_tree_all_finite(started)
+  other = start(h.at[30:].set(1e3), mask)
+  chex.assert_trees_all_equal(started, other)
+  before, _ = quantizer.apply(params, state, h, mask=mask)
+  after, _ = quantizer.apply(*started, h, mask=mask)
+  name = 'quantization_error'
+  # A shared codebook of levels starts where the first one wants it.
+  assert after.metrics[name] < 0.85 * before.metrics[name]
+
+
+def test_too_few_positions_are_refused(rng):
+  quantizer = make()
+  params, state, z = inputs(quantizer, rng, (40,))
+  with pytest.raises(ValueError, match='kmeans_start: 4 positions for 12 code'):
+    quantizers.kmeans_start(
+        jax.random.key(0), quantizer, params, state, z, mask=jnp.arange(40) < 4
+    )
+
+
 # Projected.
 
 
@@ -430,6 +508,19 @@ def test_projection_is_two_affine_maps(rng):
   gradient = jax.grad(task)(params)
   assert jnp.all(gradient['project_in']['kernel'] != 0)
   assert jnp.all(gradient['project_out']['kernel'] != 0)
+
+
+def test_dead_codes_come_back_behind_a_projection(rng):
+  quantizer = quantizers.projected(make('vqvae+replace', replace_after=1), 7)
+  params, state, h = inputs(quantizer, rng, (3,))
+  quantized, state = quantizer.apply(
+      params, state, h, key=jax.random.key(0), train=True
+  )
+  written, _, fresh = quantizer.finish(params, state)
+  dead = ~np.isin(np.arange(C), quantized.codes)
+  moved = written['inner']['codebook'] != params['inner']['codebook']
+  np.testing.assert_array_equal(jnp.all(moved, axis=-1), dead)
+  chex.assert_trees_all_equal_structs(fresh, params)
 
 
 # Of all.

@@ -74,6 +74,20 @@ def test_vector_quantizer_embeds_its_codes(rng, name):
   np.testing.assert_array_equal(z, quantized.z)
 
 
+def test_a_state_that_would_be_lost_is_refused(rng):
+  h = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+  for name in ('vqvae+ema', 'vqvae+frozen', 'simvq'):
+    module = gmvq_jax.VectorQuantizer(
+        quantizers.make(name, num_codes=8, dim=3)
+    )
+    variables = module.init(jax.random.key(0), h)
+    if name == 'vqvae+ema':
+      with pytest.raises(ValueError, match="mutable=.'quantizer'., and keep"):
+        module.apply(variables, h, train=True)
+    else:  # It never changes.
+      module.apply(variables, h, train=True)
+
+
 @pytest.mark.parametrize('name', ['vqvae+replace', 'vqvae+ema+replace'])
 def test_a_module_writes_what_is_to_be_finished(rng, name):
   quantizer = quantizers.make(name, num_codes=8, dim=3, replace_after=1)

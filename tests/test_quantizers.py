@@ -181,8 +181,40 @@ def test_what_is_masked_takes_no_part(quantizer):
   # not matter all the same.
   zeros, _ = train(quantizer, params, state, h.at[5:].set(0), mask=mask)
   nans, _ = train(quantizer, params, state, padded, mask=mask)
-  for name in ('loss', 'metrics', 'q_c'):
-    chex.assert_trees_all_equal(getattr(zeros, name), getattr(nans, name))
+  chex.assert_trees_all_equal(zeros, nans)
+
+  def trained(params, h):
+    quantized, moved = train(quantizer, params, state, h, mask=mask)
+    return jnp.sum(quantized.z**2) + quantized.loss, moved
+
+  grad = jax.grad(trained, argnums=(0, 1), has_aux=True)
+  of_zeros, of_nans = (grad(params, h.at[5:].set(x)) for x in (0, jnp.nan))
+  chex.assert_tree_all_finite(of_nans)
+  chex.assert_trees_all_equal(of_zeros, of_nans)
+
+
+@each
+def test_where_all_is_masked_nothing_happens(quantizer):
+  params, state, h = inputs(quantizer)
+  nothing = jnp.zeros(h.shape[:-1], bool)
+  for apply in (quantizer.apply, functools.partial(train, quantizer)):
+    quantized, moved = apply(params, state, h, mask=nothing)
+    assert quantized.loss == 0
+    chex.assert_tree_all_finite((quantized, moved))
+    np.testing.assert_array_equal(quantized.codes, -1)
+  finished, _, fresh = quantizer.finish(params, moved)
+  chex.assert_trees_all_equal(finished, params)
+  assert not any(jnp.any(x) for x in jax.tree.leaves(fresh))
+
+
+@each
+def test_other_shapes_are_refused(quantizer):
+  params, state, h = inputs(quantizer)
+  for wrong in (h[..., 1:], jnp.concatenate([h, h], axis=-1)):
+    with pytest.raises(ValueError, match='the last dimension must be'):
+      quantizer.apply(params, state, wrong)
+  with pytest.raises(ValueError, match=r'mask of shape \(8,\): must be \(8, 3'):
+    quantizer.apply(params, state, h, mask=jnp.ones(8))
 
 
 @each

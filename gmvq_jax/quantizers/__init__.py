@@ -60,7 +60,8 @@ def make(name: str, **hyperparameters) -> Quantizer:
   Args:
     name: a key of `FACTORIES`, with any of `WRAPPERS` after a `+`, such as
       `vqvae+l2+replace`; `frozen` alone is `vqvae+frozen`.
-    **hyperparameters: the arguments of the factory and of the wrappers.
+    **hyperparameters: the arguments of the factory and of the wrappers; those
+      that none of them has are left out.
 
   Raises:
     ValueError: for an unknown name, and for parts that do not go together.

@@ -1,6 +1,7 @@
 """What a quantizer is: a tuple of pure functions over params and state."""
 
 from collections.abc import Callable
+import numbers
 from typing import Any
 from typing import NamedTuple
 
@@ -49,8 +50,9 @@ class Quantizer(NamedTuple):
     init: `(key) -> (params, state)`.
     apply: `(params, state, h, *, key=None, temperature=None, train=False,
       mask=None, axis_name=None) -> (Quantized, state)`, with
-      `h [..., sum(heads)]`. Training needs a key and a temperature. Evaluation
-      needs neither and is deterministic. `mask [...]` is True where a position
+      `h [..., sum(heads)]`. Training needs a key where something is drawn, and
+      a temperature for relaxed codes (gmvq, sqvae, gumbel); evaluation needs
+      neither and is deterministic. `mask [...]` is True where a position
       counts; the others take no part in anything, whatever they hold.
       `axis_name` is the mapped axis of `pmap` or `shard_map`.
     embed: `(params, state, codes [..., *code_shape]) -> [..., L]`, what the
@@ -129,6 +131,15 @@ def mean_objective(
   return jnp.mean(squared_error) / data_dim + quantized.loss
 
 
+def check_sizes(where: str, **sizes: int) -> None:
+  """Raises a ValueError unless sizes are integers of at least 1."""
+  for name, size in sizes.items():
+    if not isinstance(size, numbers.Integral) or size < 1:
+      raise ValueError(
+          f'{where}: {name}={size!r}: must be an integer of at least 1'
+      )
+
+
 def check_choice(
     where: str, name: str, value: str, choices: tuple[str, ...]
 ) -> None:
@@ -152,11 +163,10 @@ def training_key(
   """
   if not train:
     return None
-  if key is None or temperature is None:
-    raise ValueError(
-        f'train=True with key={key} and temperature={temperature}: both must'
-        ' be given'
-    )
+  given = {'key': key, 'temperature': temperature}
+  missing = ' and '.join(name for name, x in given.items() if x is None)
+  if missing:
+    raise ValueError(f'train=True without {missing}: must be given')
   return key
 
 
@@ -167,17 +177,30 @@ def check_key(name: str, key: chex.PRNGKey | None, train: bool) -> None:
 
 
 def apply_mask(
-    h: jax.Array, mask: jax.Array | None
+    h: jax.Array, mask: jax.Array | None, heads: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
   """Returns `h [..., K]` with 0 where masked out, and the mask `[...]` itself.
 
   Zeros, because a padded position may hold a NaN, which would otherwise reach
   the gradient of every other.
+
+  Raises:
+    ValueError: for a last dimension that is not the sum of the heads, or a mask
+      of another shape.
   """
+  if h.shape[-1:] != (sum(heads),):
+    raise ValueError(
+        f'h of shape {h.shape}: the last dimension must be {sum(heads)}, that'
+        f' of heads={tuple(heads)}'
+    )
   if mask is None:
     return h, jnp.ones(h.shape[:-1], bool)
-  chex.assert_shape(mask, h.shape[:-1])
-  mask = mask.astype(bool)
+  mask = jnp.asarray(mask, bool)
+  if mask.shape != h.shape[:-1]:
+    raise ValueError(
+        f'mask of shape {mask.shape}: must be {h.shape[:-1]}, that of h without'
+        ' its last dimension'
+    )
   return zero_unless(mask, h), mask
 
 

@@ -15,6 +15,7 @@ def num_bits(name: str, num_codes: int) -> int:
   Raises:
     ValueError: if it is no power of two, or too large.
   """
+  base.check_sizes(name, num_codes=num_codes)
   bits = num_codes.bit_length() - 1
   if num_codes != 2**bits or not 1 <= bits <= _MAX_BITS:
     raise ValueError(
@@ -32,7 +33,8 @@ def corner(values: jax.Array) -> jax.Array:
 def codes_of(corners: jax.Array) -> jax.Array:
   """Returns the codes `[...]` int32 of corners `[..., L]`."""
   place = 2 ** jnp.arange(corners.shape[-1], dtype=jnp.int32)
-  return jnp.sum(jnp.where(corners > 0, place, 0), axis=-1)
+  ones = jnp.where(corners > 0, place, 0)
+  return jnp.sum(ones, axis=-1, dtype=jnp.int32)
 
 
 def corners_of(codes: jax.Array, bits: int) -> jax.Array:
@@ -43,5 +45,5 @@ def corners_of(codes: jax.Array, bits: int) -> jax.Array:
 
 def bit_entropy(logits: jax.Array) -> jax.Array:
   """Returns the entropy of bits in nats, of their log-odds, elementwise."""
-  probs = jax.nn.sigmoid(logits)
-  return jax.nn.softplus(logits) - probs * logits
+  size = jnp.abs(logits)  # Where neither term is large.
+  return jax.nn.softplus(-size) + size * jax.nn.sigmoid(-size)

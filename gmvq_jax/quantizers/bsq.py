@@ -58,7 +58,7 @@ def bsq(
       axis_name=None,
   ):
     del params, key, temperature
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (bits,))
     u = numerics.normalize(h)
     corner = binary.corner(u)
     point = radius * corner

@@ -35,6 +35,8 @@ def diveq(
     noise_variance: of v, in each channel.
   """
 
+  base.check_sizes('diveq', num_codes=num_codes, dim=dim)
+
   def init(key):
     return {'codebook': jax.random.normal(key, (num_codes, dim))}, {}
 
@@ -51,7 +53,7 @@ def diveq(
   ):
     del temperature
     base.check_key('diveq', key, train)
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (dim,))
     z_hat, rows = numerics.promote(h, params['codebook'])
     codes = codebook.nearest_codes(z_hat, rows)
     z = codewords = rows[codes]

@@ -36,14 +36,16 @@ def fsq(
   bounded latents) and `latent_variance`.
 
   Args:
-    num_codes: the published levels with the nearest product are taken.
+    num_codes: the published levels with the nearest product are taken: 1,000
+      for 1,024.
     levels: instead of those.
 
   Raises:
     ValueError: for a level below 2.
   """
+  base.check_sizes('fsq', num_codes=num_codes)
   levels = tuple(levels) or levels_near(num_codes)
-  if min(levels) < 2:
+  if not all(isinstance(n, int) and n > 1 for n in levels):
     raise ValueError(f'fsq: levels={levels}: each must be at least 2')
   size = np.asarray(levels)
   basis = np.cumprod([1, *levels[:-1]])
@@ -71,7 +73,7 @@ def fsq(
       axis_name=None,
   ):
     del params, key, temperature
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (len(levels),))
     bounded = bound(h)
     steps = jnp.round(bounded)
     codes = ((steps + half_width) * basis).sum(-1).astype(jnp.int32)

@@ -73,6 +73,7 @@ def gmvq(
     ValueError: for a `latent`, `aggregate` or `assignment` that is none of
       these.
   """
+  base.check_sizes('gmvq', num_codes=num_codes, dim=dim)
   base.check_choice('gmvq', 'latent', latent, LATENT_TERMS)
   base.check_choice('gmvq', 'aggregate', aggregate, AGGREGATES)
   base.check_choice('gmvq', 'assignment', assignment, assignment_lib.METHODS)
@@ -137,7 +138,7 @@ def gmvq(
       mask=None,
       axis_name=None,
   ):
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (dim, dim))
     key = base.training_key(train, key, temperature)
     (codebook,) = numerics.promote(params['codebook'])
     centre = posterior.centre_of(codebook)
@@ -171,7 +172,8 @@ def gmvq(
     if latent == 'aggregated':
       of_position['latent'] = latent_aggregated(z, q_c, codebook)
     term = mean(of_position['latent'])
-    kl = kl_to_uniform(q_c)
+    # 0 where nothing counts.
+    kl = jnp.any(q_c > 0) * kl_to_uniform(q_c)
     if aggregate == 'batch':
       z_hat, raw = numerics.promote(*jnp.split(h, 2, axis=-1))
       precision = weight_scale * jax.nn.softplus(raw)

@@ -17,7 +17,8 @@ def grouped(
 
   As in product quantization (Jegou 2011). Each head of `inner` is `groups`
   times as wide, and so is z; codes are `[..., groups]`. `loss` and metrics are
-  means over groups, and the objective counts each as a position.
+  means over groups, and the objective counts each as a position. An inner
+  residual with dropout draws its depths for each group.
 
   Parameters and state are those of `inner`, stacked, or once if `shared`, and
   so is `q_c`.
@@ -30,20 +31,19 @@ def grouped(
   Raises:
     ValueError: for less than one group.
   """
-  if groups < 1:
-    raise ValueError(f'grouped: groups={groups}: must be at least 1')
+  base.check_sizes('grouped', groups=groups)
 
   code_axis = -1 - len(inner.code_shape)
+  heads = tuple(groups * k for k in inner.heads)
 
   def split(h):
     """Returns the channels of each group, `[..., groups, sum(heads)]`."""
-    widths = [groups * k for k in inner.heads]
-    heads = jnp.split(h, list(itertools.accumulate(widths))[:-1], axis=-1)
+    parts = jnp.split(h, list(itertools.accumulate(heads))[:-1], axis=-1)
     # Not -1, of which there is none where there are no positions.
     return jnp.concatenate(
         [
             x.reshape(*x.shape[:-1], groups, k)
-            for x, k in zip(heads, inner.heads, strict=True)
+            for x, k in zip(parts, inner.heads, strict=True)
         ],
         axis=-1,
     )
@@ -52,7 +52,7 @@ def grouped(
     return z.reshape(*z.shape[:-2], groups * z.shape[-1])
 
   def apply(params, state, h, *, key=None, mask=None, **kwargs):
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, heads)
     if shared:
       mask = jnp.broadcast_to(mask[..., None], (*mask.shape, groups))
       quantized, state = inner.apply(
@@ -88,7 +88,7 @@ def grouped(
     return jnp.moveaxis(values, 0, code_axis - 1)
 
   def start(key, params, state, h, *, mask=None, **kwargs):
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, heads)
     if shared:
       mask = jnp.broadcast_to(mask[..., None], (*mask.shape, groups))
       return starts.kmeans_start(
@@ -112,7 +112,7 @@ def grouped(
     )
 
   return inner._replace(
-      heads=tuple(groups * k for k in inner.heads),
+      heads=heads,
       init=inner.init if shared else stack.init_all(inner, groups),
       apply=apply,
       embed=embed,

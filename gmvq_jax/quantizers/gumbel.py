@@ -42,6 +42,7 @@ def gumbel(
   Raises:
     ValueError: for an `assignment` that is none of these.
   """
+  base.check_sizes('gumbel', num_codes=num_codes, dim=dim)
   base.check_choice('gumbel', 'assignment', assignment, assignment_lib.METHODS)
 
   def init(key):
@@ -84,7 +85,7 @@ def gumbel(
       mask=None,
       axis_name=None,
   ):
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (dim,))
     key = base.training_key(train, key, temperature)
     codebook, kernel, bias = numerics.promote(
         params['codebook'], params['kernel'], params['bias']
@@ -110,7 +111,7 @@ def gumbel(
       return numerics.masked_mean(values, mask, axis_name=axis_name)
 
     entropy = mean(of_position['entropy'])
-    kl = jnp.log(num_codes) - entropy
+    kl = mean(jnp.log(num_codes) - of_position['entropy'])
     metrics = {
         'kl': kl,
         'posterior_entropy': entropy,

@@ -69,7 +69,7 @@ def lfq(
       axis_name=None,
   ):
     del params, key, temperature
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (bits,))
     (h,) = numerics.promote(h)
     point = binary.corner(h)
     # -|z - c|^2 is 2 z c and what all codes share.
@@ -93,9 +93,11 @@ def lfq(
       return numerics.masked_mean(values, mask, axis_name=axis_name)
 
     entropy = mean(jnp.sum(binary.bit_entropy(2 * sharpness * h), axis=-1))
-    kl = kl_to_uniform(q_c)
+    any_left = jnp.any(q_c > 0)
+    kl = any_left * kl_to_uniform(q_c)
     error = jnp.mean(jnp.square(h - point), axis=-1)
-    loss = entropy_weight * (entropy - diversity * (jnp.log(num_codes) - kl))
+    aggregated = any_left * jnp.log(num_codes) - kl
+    loss = entropy_weight * (entropy - diversity * aggregated)
     loss += commitment * mean(error)
     metrics = {
         'posterior_entropy': entropy,

@@ -22,7 +22,11 @@ def projected(inner: base.Quantizer, dim: int) -> base.Quantizer:
   Args:
     inner: what quantizes.
     dim: channels of the latents, and of z.
+
+  Raises:
+    ValueError: for less than one channel.
   """
+  base.check_sizes('projected', dim=dim)
 
   def init(key):
     keys = jax.random.split(key, 3)
@@ -41,7 +45,7 @@ def projected(inner: base.Quantizer, dim: int) -> base.Quantizer:
     return jnp.matmul(x, kernel, precision=numerics.PRECISION) + bias
 
   def apply(params, state, h, *, mask=None, **kwargs):
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (dim,))
     quantized, state = inner.apply(
         params['inner'],
         state,
@@ -64,7 +68,7 @@ def projected(inner: base.Quantizer, dim: int) -> base.Quantizer:
     return inner.logits(params['inner'], state, h)
 
   def start(key, params, state, h, *, mask=None, **kwargs):
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (dim,))
     h = project(params['project_in'], h)
     started, state = starts.kmeans_start(
         key, inner, params['inner'], state, h, mask=mask, **kwargs

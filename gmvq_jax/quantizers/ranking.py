@@ -32,8 +32,8 @@ def top_codes(
     temperature: what logits are divided by; positive.
 
   Returns:
-    Codes `[..., *code_shape, k]` int32, and their log-probabilities in nats,
-    float32, of the same shape.
+    Codes `[..., *code_shape, k]` int32, and their log-probabilities in nats, of
+    the same shape, float32 or wider.
 
   Raises:
     ValueError: for a k less than 1 or more than C.

@@ -50,37 +50,35 @@ def residual(
       fsq, lfq and bsq.
 
   Raises:
-    ValueError: for a depth or min_depth out of range.
+    ValueError: for a depth, min_depth or scale out of range.
   """
-  if depth < 1 or not 1 <= min_depth <= depth:
+  base.check_sizes('residual', depth=depth, min_depth=min_depth)
+  if min_depth > depth:
     raise ValueError(
-        f'residual: depth={depth}, min_depth={min_depth}: must be'
-        ' 1 <= min_depth <= depth'
+        f'residual: min_depth={min_depth}: must be at most depth={depth}'
     )
+  if not scale > 0:
+    raise ValueError(f'residual: scale={scale}: must be greater than 0')
   dim, *others = inner.heads
+  heads = (dim, *(others * depth))
   factors = jnp.float32(scale) ** jnp.arange(depth)
   code_axis = -1 - len(inner.code_shape)
-
-  def split(h):
-    """Returns the latents, and the other heads of levels, `[depth, ..., K]`."""
-    (h,) = numerics.promote(h)
-    rest = h[..., dim:].reshape(*h.shape[:-1], depth, sum(others))
-    return h[..., :dim], jnp.moveaxis(rest, -2, 0)
 
   def scan(step, params, state, h, xs):
     """Returns what is left, the sum, the new state, and outputs of levels.
 
-    `step(params, state, h, factor, x) -> (z, constant z, state, output)`.
+    `step(params, state, h, factor, x) -> (z, state, output)`.
     """
-    latents, rest = split(h)
+    latents, rest = split(h, (params, state))
 
     def level(carry, x):
       left, total, common = carry
       own, rest, factor, x = x
-      params, state = common or own
       h = jnp.concatenate([left / factor, rest], axis=-1)
-      z, constant, state, output = step(params, state, h, factor, x)
-      common = common and (params, state)
+      both = common if shared else own
+      z, state, output = step(*both, h, factor, x)
+      common = (both[0], state) if shared else None
+      constant = jax.lax.stop_gradient(z) if inner.straight_through else z
       return (left - constant, total + z, common), (state, output)
 
     both = (params, state)
@@ -90,6 +88,15 @@ def residual(
         (None if shared else both, rest, factors, xs),
     )
     return left, total, common[1] if shared else states, outputs
+
+  def split(h, arrays):
+    """Returns the latents, and the other heads of levels, `[depth, ..., K]`."""
+    # Of the type that z will have.
+    types = {x.dtype for x in jax.tree.leaves(arrays)}
+    floats = [t for t in types if jnp.issubdtype(t, jnp.inexact)]
+    h = h.astype(jnp.result_type(jnp.float32, h, *floats))
+    rest = h[..., dim:].reshape(*h.shape[:-1], depth, sum(others))
+    return h[..., :dim], jnp.moveaxis(rest, -2, 0)
 
   def apply(
       params,
@@ -102,8 +109,7 @@ def residual(
       mask=None,
       axis_name=None,
   ):
-    (h,) = numerics.promote(h)
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, heads)
     keys, kept = None, jnp.full(mask.shape, depth)
     if key is not None:
       drop_key, *keys = jax.random.split(key, depth + 1)
@@ -124,9 +130,7 @@ def residual(
           mask=mask & (index < kept),
           axis_name=axis_name,
       )
-      z = factor * quantized.z
-      constant = jax.lax.stop_gradient(z) if inner.straight_through else z
-      return z, constant, state, quantized
+      return factor * quantized.z, state, quantized
 
     left, z, state, levels = scan(
         step, params, state, h, (jnp.arange(depth), keys)
@@ -151,44 +155,51 @@ def residual(
 
   def embed(params, state, codes):
     codes = jnp.moveaxis(codes, code_axis, 0)
+    if len(codes) > depth:
+      raise ValueError(
+          f'residual: codes of {len(codes)} levels: there are {depth}'
+      )
     if not shared:
       params, state = jax.tree.map(lambda x: x[: len(codes)], (params, state))
     axis = None if shared else 0
     levels = jax.vmap(inner.embed, (axis, axis, 0))(params, state, codes)
     # In the order of `apply`, so that not a bit differs.
     total = jnp.zeros_like(levels[0])
-    for factor, z in zip(factors, levels, strict=False):
+    for factor, z in zip(factors[: len(levels)], levels, strict=True):
       total = total + factor * z
     return total
 
-  def still(params, state, h, factor):
-    return factor * inner.apply(params, state, h)[0].z
+  def still(params, state, h, factor, mask=None):
+    return factor * inner.apply(params, state, h, mask=mask)[0].z
 
   def logits(params, state, h):
     def step(params, state, h, factor, _):
       z = still(params, state, h, factor)
-      return z, z, state, inner.logits(params, state, h)
+      return z, state, inner.logits(params, state, h)
 
     *_, levels = scan(step, params, state, h, None)
     return jnp.moveaxis(levels, 0, code_axis - 1)
 
-  def start(key, params, state, h, **kwargs):
-    latents, rest = split(h)
+  def start(key, params, state, h, *, mask=None, **kwargs):
+    h, mask = base.apply_mask(h, mask, heads)
+    latents, rest = split(h, (params, state))
     started = []
     for level, level_key in enumerate(jax.random.split(key, depth)):
       h = jnp.concatenate([latents / factors[level], rest[level]], axis=-1)
       this = (params, state)
       if not shared:
         this = jax.tree.map(lambda x, level=level: x[level], this)
-      this = starts.kmeans_start(level_key, inner, *this, h, **kwargs)
+      this = starts.kmeans_start(
+          level_key, inner, *this, h, mask=mask, **kwargs
+      )
       if shared:
         return this
       started.append(this)
-      latents = latents - still(*this, h, factors[level])
+      latents = latents - still(*this, h, factors[level], mask)
     return jax.tree.map(lambda *x: jnp.stack(x), *started)
 
   return inner._replace(
-      heads=(dim, *(others * depth)),
+      heads=heads,
       init=inner.init if shared else stack.init_all(inner, depth),
       apply=apply,
       embed=embed,
@@ -205,6 +216,6 @@ def _draw_depths(key, mask, least, most, axis_name):
   """Returns for each example a number, the same at its positions."""
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-  shape = (len(mask), *(1,) * (mask.ndim - 1))
+  shape = (*mask.shape[:1], *(1,) * (mask.ndim - 1))
   numbers = jax.random.randint(key, shape, least, most + 1)
   return jnp.broadcast_to(numbers, mask.shape)

@@ -35,7 +35,7 @@ def with_rotation_trick(inner: base.Quantizer) -> base.Quantizer:
         params, state, h, train=train, mask=mask, **kwargs
     )
     if train:
-      h, _ = base.apply_mask(h, mask)
+      h, _ = base.apply_mask(h, mask, inner.heads)
       z = numerics.straight_through(quantized.z, _rotated(h, quantized.z))
       quantized = quantized._replace(z=z)
     return quantized, state
@@ -44,7 +44,10 @@ def with_rotation_trick(inner: base.Quantizer) -> base.Quantizer:
 
 
 def _rotated(h, z):
-  """Returns `s R h`, its gradient to `h [..., L]` alone."""
+  """Returns `s R h`, its gradient to `h [..., L]` alone.
+
+  And h itself where it, or z, has no direction.
+  """
   h, z = numerics.promote(h, z)
   norm_h, norm_z = numerics.norm(h), numerics.norm(z)
   from_, to = numerics.normalize(h), numerics.normalize(z)
@@ -57,4 +60,5 @@ def _rotated(h, z):
   def along(direction):
     return jnp.sum(h * direction, axis=-1, keepdims=True)
 
-  return scale * (h - 2 * along(middle) * middle + 2 * along(from_) * to)
+  rotated = scale * (h - 2 * along(middle) * middle + 2 * along(from_) * to)
+  return jnp.where(jnp.minimum(norm_h, norm_z) < 1e-5, h, rotated)

@@ -50,9 +50,11 @@ def sqvae(
   Raises:
     ValueError: for a `variance` or an `assignment` that is none of these.
   """
+  base.check_sizes('sqvae', num_codes=num_codes, dim=dim)
   base.check_choice('sqvae', 'variance', variance, VARIANCES)
   base.check_choice('sqvae', 'assignment', assignment, assignment_lib.METHODS)
   has_head = variance != 'scalar'
+  heads = (dim, 1) if has_head else (dim,)
 
   def init(key):
     codebook = jax.random.normal(key, (num_codes, dim))
@@ -94,7 +96,7 @@ def sqvae(
       mask=None,
       axis_name=None,
   ):
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, heads)
     key = base.training_key(train, key, temperature)
     h, codebook = numerics.promote(h, params['codebook'])
     z_hat, v = h[..., :dim], variances(params, h, mask)
@@ -164,7 +166,7 @@ def sqvae(
     return jnp.log(error) / 2 + positions / data_dim * quantized.loss
 
   return base.Quantizer(
-      heads=(dim, 1) if has_head else (dim,),
+      heads=heads,
       num_codes=num_codes,
       init=init,
       apply=apply,

@@ -20,8 +20,9 @@ def kmeans_start(
 ) -> tuple[base.Params, base.State]:
   """Returns params and state with the codebook at the centres of latents.
 
-  Of a residual quantizer each level starts from what those before it leave; of
-  a grouped one each group from its own channels.
+  Of a residual quantizer each level starts from what those before it leave, but
+  a shared codebook from the latents; of a grouped one each group from its own
+  channels.
 
   Args:
     key: random key.
@@ -33,20 +34,29 @@ def kmeans_start(
     num_iterations: of Lloyd's algorithm.
 
   Raises:
-    ValueError: when there are fewer positions than codes.
+    ValueError: when there are fewer positions than codes; where the mask is
+      traced, padding is not told from them.
   """
+  h, mask = base.apply_mask(h, mask, quantizer.heads)
   if quantizer.start is not None:
     return quantizer.start(
         key, params, state, h, mask=mask, num_iterations=num_iterations
     )
   if quantizer.write is None:
     return params, state
+  if not isinstance(mask, jax.core.Tracer):
+    count = int(jnp.sum(mask))
+    if count < quantizer.num_codes:
+      raise ValueError(
+          f'kmeans_start: {count} positions for {quantizer.num_codes} codes:'
+          ' give at least as many'
+      )
   latents = h[..., : quantizer.heads[0]]
   rows, _ = codebook.kmeans(
       key,
       latents.reshape(-1, latents.shape[-1]),
       quantizer.num_codes,
       num_iterations=num_iterations,
-      mask=None if mask is None else mask.reshape(-1),
+      mask=mask.reshape(-1),
   )
   return quantizer.write(params, state, rows, jnp.ones(len(rows), bool))

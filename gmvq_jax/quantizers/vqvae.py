@@ -33,6 +33,8 @@ def vqvae(
     beta: share of it that moves the codebook; the rest is the commitment.
   """
 
+  base.check_sizes('vqvae', num_codes=num_codes, dim=dim)
+
   def init(key):
     return {'codebook': jax.random.normal(key, (num_codes, dim))}, {}
 
@@ -48,7 +50,7 @@ def vqvae(
       axis_name=None,
   ):
     del key, temperature
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (dim,))
     z_hat, rows = numerics.promote(h, params['codebook'])
     codes = codebook_lib.nearest_codes(jax.lax.stop_gradient(z_hat), rows)
     codewords = rows[codes]
@@ -108,6 +110,8 @@ def vqvae_ema(
     epsilon: of the smoothing.
   """
 
+  base.check_sizes('vqvae_ema', num_codes=num_codes, dim=dim)
+
   def init(key):
     rows = jax.random.normal(key, (num_codes, dim))
     return {}, {'codebook': rows, 'counts': jnp.ones(num_codes), 'sums': rows}
@@ -124,7 +128,7 @@ def vqvae_ema(
       axis_name=None,
   ):
     del params, key, temperature
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, (dim,))
     z_hat, rows = numerics.promote(h, state['codebook'])
     rows = jax.lax.stop_gradient(rows)
     codes = codebook_lib.nearest_codes(jax.lax.stop_gradient(z_hat), rows)

@@ -24,6 +24,7 @@ def with_l2_normalization(inner: base.Quantizer) -> base.Quantizer:
     ValueError: if `inner` compares no latents with codewords.
   """
   _check_searched('l2', inner)
+  _check_unmapped('l2', inner)
   dim = inner.heads[0]
 
   def read(params, state):
@@ -39,7 +40,7 @@ def with_l2_normalization(inner: base.Quantizer) -> base.Quantizer:
 
   def apply(params, state, h, *, mask=None, **kwargs):
     # A zero, as padding may be, has no direction.
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, inner.heads)
     mapped = within(params, state)
     return inner.apply(*mapped, on_sphere(h), mask=mask, **kwargs)
 
@@ -75,7 +76,8 @@ def with_affine(
       codebook; and as `with_l2_normalization`.
   """
   _check_searched('affine', inner)
-  if 'sums' in jax.eval_shape(inner.init, jax.random.key(0))[1]:
+  _check_unmapped('affine', inner)
+  if _has_averages(inner):
     raise ValueError(
         'affine: does not go with ema, whose codewords no gradient reaches'
     )
@@ -161,7 +163,8 @@ def with_alternate_optimization(
   sees `z + sg(e_k - z)` of the new e, with the same codes. No gradient of the
   task reaches the codebook, and there is no commitment: `loss` is the mean of
   `(e_k - sg(z))^2`, whose gradient reaches only what has mapped the codebook
-  before it came here (`with_affine`).
+  before it came here (`with_affine`). A rotation trick goes around this, not
+  inside.
 
   Parameters: none. State: `{'inner': ..., 'params': those of inner, 'momentum':
   [C, L]}`.
@@ -177,8 +180,12 @@ def with_alternate_optimization(
     ValueError: if `inner` has a posterior, or a codebook that moves by itself.
   """
   _check_searched('opt', inner)
-  if not inner.straight_through:
-    raise ValueError('opt: goes with vqvae alone; this one has a posterior')
+  _check_unmapped('opt', inner)
+  if not inner.straight_through or _has_averages(inner):
+    raise ValueError(
+        'opt: goes with vqvae alone, whose codewords are passed straight'
+        ' through and moved by gradients'
+    )
   if opt_steps < 1:
     raise ValueError(f'opt: opt_steps={opt_steps}: must be at least 1')
 
@@ -208,7 +215,7 @@ def with_alternate_optimization(
     quantized, _ = inner.apply(
         state['params'], state['inner'], h, mask=mask, axis_name=axis_name
     )
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, inner.heads)
     z_hat, rows = numerics.promote(h, read(params, state))
     fixed = jax.lax.stop_gradient(z_hat)
 
@@ -275,6 +282,8 @@ def with_replacement(
   plus Gaussian noise, and starts anew: its counter, whatever `inner` counts of
   it, and its moments in the optimiser.
 
+  Within a shared `residual` each level counts as a step.
+
   Parameters are those of `inner`. State: `{'inner': ..., 'unused': [C] int32,
   'rows': [C, L], 'dead': [C]}`; what `apply` finds dead, `finish` writes.
 
@@ -287,6 +296,10 @@ def with_replacement(
     ValueError: if `inner` has no codebook that latents are compared with.
   """
   _check_searched('replace', inner)
+  if set(jax.eval_shape(inner.init, jax.random.key(0))[1]) == {
+      'params', 'state'
+  }:  # fmt: skip
+    raise ValueError('replace: the codebook is frozen; freeze it after this')
   if replace_after < 1:
     raise ValueError(f'replace: replace_after={replace_after}: at least 1')
   num_codes = inner.num_codes
@@ -311,17 +324,21 @@ def with_replacement(
     if not train:
       return quantized, {**state, 'inner': inner_state}
     mask, axis_name = kwargs.get('mask'), kwargs.get('axis_name')
-    h, mask = base.apply_mask(h, mask)
+    h, mask = base.apply_mask(h, mask, inner.heads)
     taken = base.shares(quantized.codes, num_codes, mask, axis_name) > 0
-    # Where all is masked out, codes had no chance.
-    unused = jnp.where(taken, 0, state['unused'] + jnp.any(taken))
+    # Where all is masked out, codes had no chance, and there is no latent.
+    seen = jnp.any(taken)
+    unused = jnp.where(taken, 0, state['unused'] + seen)
     # Found before, where one codebook is searched several times a step.
-    dead = (unused >= replace_after) | (state['dead'] & ~taken)
+    found = state['dead']
+    dead = (unused >= replace_after) | (found & ~taken)
     latents = jax.lax.stop_gradient(h[..., : inner.heads[0]])
+    drawn = _draw(noise_key, latents, mask, axis_name)
+    kept = (found | ~seen)[:, None]
     return quantized, {
         'inner': inner_state,
         'unused': jnp.where(dead, 0, unused),
-        'rows': _draw(noise_key, latents, mask, axis_name),
+        'rows': jnp.where(kept, state['rows'], drawn),
         'dead': dead,
     }
 
@@ -339,10 +356,11 @@ def with_replacement(
     flat = latents.reshape(-1, latents.shape[-1])
     rows = flat[jnp.searchsorted(up_to, chosen, side='right')]
     if axis_name is not None:
-      # Each row is of one device, the same for all.
-      owner = jax.random.randint(
-          owner_key, (num_codes, 1), 0, jax.lax.axis_size(axis_name)
-      )
+      # Each row is of one device, the same for all; of as many as it has.
+      counts = jax.lax.all_gather(up_to[-1], axis_name)
+      owner = jax.random.categorical(
+          owner_key, jnp.log(counts), shape=(num_codes,)
+      )[:, None]
       rows = jax.lax.psum(jnp.where(owner == index, rows, 0), axis_name)
     noise = jax.random.normal(noise_key, rows.shape, rows.dtype)
     norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
@@ -445,4 +463,18 @@ def _check_searched(name, inner):
     raise ValueError(
         f'{name}: goes with quantizers that compare latents with codewords,'
         ' such as vqvae, gmvq or sqvae; this one does not'
+        if not inner.code_shape and inner.start is None
+        else f'{name}: goes inside of residual, grouped and projected'
+    )
+
+
+def _has_averages(inner):
+  return 'sums' in jax.eval_shape(inner.init, jax.random.key(0))[1]
+
+
+def _check_unmapped(name, inner):
+  """Raises a ValueError where gradients reach a map of the codebook alone."""
+  if 'transform' in jax.eval_shape(inner.init, jax.random.key(0))[0]:
+    raise ValueError(
+        f'{name}: does not go with simvq, whose codebook has a map of its own'
     )
