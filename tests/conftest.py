@@ -34,6 +34,13 @@ def pytest_collection_modifyitems(config, items):
   items[:] = [item for item in items if item not in slow]
 
 
+@pytest.fixture(autouse=True, scope='module')
+def compiled():
+  """Forgets the programs of a file, of which all together fill the memory."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
   """Float64 within one test."""
