@@ -296,9 +296,7 @@ def with_replacement(
     ValueError: if `inner` has no codebook that latents are compared with.
   """
   _check_searched('replace', inner)
-  if set(jax.eval_shape(inner.init, jax.random.key(0))[1]) == {
-      'params', 'state'
-  }:  # fmt: skip
+  if _is_frozen(inner):
     raise ValueError('replace: the codebook is frozen; freeze it after this')
   if replace_after < 1:
     raise ValueError(f'replace: replace_after={replace_after}: at least 1')
@@ -468,13 +466,22 @@ def _check_searched(name, inner):
     )
 
 
-def _has_averages(inner):
-  return 'sums' in jax.eval_shape(inner.init, jax.random.key(0))[1]
-
-
 def _check_unmapped(name, inner):
   """Raises a ValueError where gradients reach a map of the codebook alone."""
-  if 'transform' in jax.eval_shape(inner.init, jax.random.key(0))[0]:
+  params, _ = _shapes(inner)
+  if 'transform' in params:
     raise ValueError(
         f'{name}: does not go with simvq, whose codebook has a map of its own'
     )
+
+
+def _has_averages(inner):
+  return 'sums' in _shapes(inner)[1]
+
+
+def _is_frozen(inner):
+  return {'params', 'state'} == set(_shapes(inner)[1])
+
+
+def _shapes(inner):
+  return jax.eval_shape(inner.init, jax.random.key(0))
