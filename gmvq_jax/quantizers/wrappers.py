@@ -21,7 +21,7 @@ def with_l2_normalization(inner: base.Quantizer) -> base.Quantizer:
   Parameters, state and metrics are those of `inner`.
 
   Raises:
-    ValueError: if `inner` compares no latents with codewords.
+    ValueError: if `inner` compares no latents with codewords, or is simvq.
   """
   _check_searched('l2', inner)
   _check_unmapped('l2', inner)
@@ -177,7 +177,8 @@ def with_alternate_optimization(
     opt_steps: how many.
 
   Raises:
-    ValueError: if `inner` has a posterior, or a codebook that moves by itself.
+    ValueError: if `inner` has a posterior, a codebook that moves by itself, or
+      is simvq.
   """
   _check_searched('opt', inner)
   _check_unmapped('opt', inner)
@@ -293,7 +294,8 @@ def with_replacement(
     replace_noise: its norm, relative to the latent's.
 
   Raises:
-    ValueError: if `inner` has no codebook that latents are compared with.
+    ValueError: if `inner` has no codebook that latents are compared with, or
+      it is frozen.
   """
   _check_searched('replace', inner)
   if _is_frozen(inner):
