@@ -163,7 +163,7 @@ def residual(
       params, state = jax.tree.map(lambda x: x[: len(codes)], (params, state))
     axis = None if shared else 0
     levels = jax.vmap(inner.embed, (axis, axis, 0))(params, state, codes)
-    # In the order of `apply`, so that not a bit differs.
+    # In the order of `apply`, to round alike.
     total = jnp.zeros_like(levels[0])
     for factor, z in zip(factors[: len(levels)], levels, strict=True):
       total = total + factor * z
