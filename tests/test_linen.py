@@ -72,6 +72,9 @@ def test_vector_quantizer_embeds_its_codes(rng, name):
   quantized = module.apply(variables, h)
   z = module.apply(variables, quantized.codes, method='embed')
   np.testing.assert_array_equal(z, quantized.z)
+  masked = module.apply(variables, h, mask=jnp.arange(5) < 3)
+  np.testing.assert_array_equal(masked.codes[:3], quantized.codes[:3])
+  np.testing.assert_array_equal(masked.codes[3:], -1)
 
 
 def test_a_state_that_would_be_lost_is_refused(rng):
