@@ -114,6 +114,18 @@ def plain_codebook() -> dict[str, Callable]:
   return dict(embed=embed, read=read, write=write, finish=nothing_to_finish)
 
 
+def no_codebook() -> dict[str, Any]:
+  """Returns what a quantizer has that has neither params nor state."""
+  return dict(
+      init=lambda key: ({}, {}),
+      objective=mean_objective,
+      read=None,
+      write=None,
+      finish=nothing_to_finish,
+      straight_through=True,
+  )
+
+
 def nothing_to_finish(params: Params, state: State) -> tuple:
   """The `finish` of a quantizer that rewrites nothing."""
   return params, state, jax.tree.map(lambda _: jnp.zeros((), bool), params)

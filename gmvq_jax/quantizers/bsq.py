@@ -101,15 +101,10 @@ def bsq(
   return base.Quantizer(
       heads=(bits,),
       num_codes=num_codes,
-      init=lambda key: ({}, {}),
       apply=apply,
       embed=embed,
-      objective=base.mean_objective,
-      read=None,
-      write=None,
-      finish=base.nothing_to_finish,
       logits=logits,
-      straight_through=True,
+      **base.no_codebook(),
   )
 
 

@@ -103,13 +103,8 @@ def fsq(
   return base.Quantizer(
       heads=(len(levels),),
       num_codes=num_codes,
-      init=lambda key: ({}, {}),
       apply=apply,
       embed=embed,
-      objective=base.mean_objective,
-      read=None,
-      write=None,
-      finish=base.nothing_to_finish,
       logits=logits,
-      straight_through=True,
+      **base.no_codebook(),
   )
