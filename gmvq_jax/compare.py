@@ -15,17 +15,12 @@ The same command goes on with what is missing. In the work directory:
 
 import hashlib
 import itertools
-import json
-import os
 import pathlib
 import random
-import subprocess
 import sys
-import time
 from typing import Any
 
 from absl import flags
-import jax
 from ml_collections import ConfigDict
 from ml_collections import config_flags
 
@@ -35,7 +30,7 @@ from gmvq_jax import config as config_lib
 from gmvq_jax import data
 from gmvq_jax import errors
 from gmvq_jax import quantizers
-from gmvq_jax import report
+from gmvq_jax import records
 from gmvq_jax import table
 from gmvq_jax import train
 from gmvq_jax import workdir as workdir_lib
@@ -76,12 +71,15 @@ def compare(
   ):
     print(f'[{done + 1}/{total}] {method}, seed {seed}', flush=True)
     fields = _best(searches[method]) if method in searches else {}
-    record = _run(
+    record = records.run(
         _configure(jobs[method], None, fields | {'seed': seed}),
-        method,
         path / 'runs' / method / f'seed_{seed}',
         loaded,
-        {'command': command, 'searched': method in searches},
+        {
+            'method': method,
+            'command': command,
+            'searched': method in searches,
+        },
     )
     if record is None:
       return None
@@ -186,54 +184,6 @@ def _best(trials):
   """Returns the fields of the lowest validation MSE."""
   finite = [trial for trial in trials if trial['mse'] is not None]
   return min(finite, key=lambda t: t['mse'])['fields'] if finite else {}
-
-
-def _run(config, method, path, loaded, notes):
-  """Returns the record of a run, from its directory if it was made before."""
-  record_path = path / 'record.json'
-  record = workdir_lib.read_json(record_path)
-  if record is not None and record['config'] == _plain(config):
-    return record
-  path.mkdir(parents=True, exist_ok=True)
-  start = time.perf_counter()
-  try:
-    summary = train.run(config, str(path), loaded=loaded)
-    failure = None
-  except errors.DivergedError as error:
-    summary, failure = {}, str(error)
-    print(failure, flush=True)
-  if summary is None:
-    return None
-  record = notes | {
-      'method': method,
-      'seed': config.seed,
-      'config': _plain(config),
-      'metrics': summary,
-      'failure': failure,
-      'wall_seconds': round(time.perf_counter() - start, 1),
-      'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind},'
-      f' {os.cpu_count()} CPU cores',
-      'versions': report.versions(),
-      'commit': _commit(),
-  }
-  workdir_lib.write_json(record_path, record)
-  return record
-
-
-def _plain(config):
-  """Returns a configuration as JSON gives it back."""
-  return json.loads(json.dumps(config.to_dict()))
-
-
-def _commit():
-  """Returns the commit of this code; empty where it is no checkout."""
-  result = subprocess.run(
-      ['git', 'describe', '--always', '--dirty'],
-      cwd=pathlib.Path(__file__).parent,
-      capture_output=True,
-      text=True,
-  )
-  return result.stdout.strip()
 
 
 def _main(argv):
