@@ -1,6 +1,7 @@
 """Charts, as SVG: the only file that knows Matplotlib."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import io
 
 from matplotlib import rc_context
@@ -129,6 +130,63 @@ def points(
       axes.annotate(
           name, (x, y), xytext=(4, 3), textcoords='offset points', fontsize=8
       )
+    return _svg(figure)
+
+
+def boxes(
+    xlabel: str, panels: Mapping[str, Mapping[str, Sequence[float]]]
+) -> str:
+  """Draws box plots side by side, and on them each value.
+
+  Args:
+    xlabel: of all panels.
+    panels: by what is on the vertical axis, values by what is on the other.
+  """
+  with rc_context(_STYLE):
+    width, height = _SIZE
+    figure = Figure((width * len(panels), height), layout='constrained')
+    for axes, (ylabel, groups) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0],
+        panels.items(),
+        strict=True,
+    ):
+      axes.boxplot(
+          list(groups.values()),
+          tick_labels=list(groups),
+          showfliers=False,
+          widths=0.5,
+          medianprops={'color': 'C1'},
+      )
+      for place, values in enumerate(groups.values(), start=1):
+        axes.plot([place] * len(values), values, 'o', markersize=3, color='C0')
+      axes.set_xlabel(xlabel)
+      axes.set_ylabel(ylabel)
+      axes.grid(visible=False, axis='x')
+    return _svg(figure)
+
+
+def rows(
+    xlabel: str, named: Mapping[str, Sequence[float]], *, highlighted: str
+) -> str:
+  """Draws values in named rows, and a line down from the mean of one of them.
+
+  Args:
+    xlabel: of the values.
+    named: values by name, the first at the top.
+    highlighted: the name of that one.
+  """
+  with rc_context(_STYLE):
+    figure, axes = _axes('', xlabel)
+    figure.set_size_inches(6.5, 0.9 + 0.26 * len(named))
+    for row, (name, values) in enumerate(named.items()):
+      colour = 'C1' if name == highlighted else 'C0'
+      axes.plot(values, [row] * len(values), 'o', markersize=4, color=colour)
+      axes.plot(np.mean(values), row, '|', markersize=12, color=colour)
+    axes.axvline(np.mean(named[highlighted]), color='C1', linewidth=1)
+    axes.set_yticks(range(len(named)), list(named))
+    axes.invert_yaxis()
+    if max(map(max, named.values())) > 4 * min(map(min, named.values())):
+      axes.set_xscale('log')
     return _svg(figure)
 
 

@@ -1,0 +1,191 @@
+r"""What the paper leaves open, one choice at a time.
+
+    python -m gmvq_jax.experiments.ablations --config=cifar10 \
+        --workdir=runs/ablations [--only=soft,no_kmeans] [--seeds=0,1,2,3,4]
+
+trains by the configuration's schedule; `--config.num_steps=300
+--config.batch_size=128 --seeds=0,1` is what two CPU cores do in an hour. The
+letters are those of docs/equations.md. See `sweep` for what is written.
+"""
+
+from typing import NamedTuple
+
+from absl import flags
+import numpy as np
+
+from gmvq_jax import charts
+from gmvq_jax import errors
+from gmvq_jax.experiments import sweep
+
+
+class Choice(NamedTuple):
+  """Another answer to an open question.
+
+  Attributes:
+    letter: of the question.
+    what: it is, in a few words.
+    fields: in which it differs from the default.
+  """
+
+  letter: str
+  what: str
+  fields: dict
+
+
+DEFAULT = 'default'
+CHOICES = {
+    'expected': Choice(
+        'c', 'latent term averaged over q(c\\|x)',
+        {'quantizer.latent': 'expected'},
+    ),
+    'aggregated': Choice(
+        'c', 'latent term with c ~ q(c), apart from z',
+        {'quantizer.latent': 'aggregated'},
+    ),
+    'soft': Choice(
+        'f', 'z around the relaxed mixture', {'quantizer.hard': False}
+    ),
+    'stop_gradient': Choice(
+        'g', 'no gradient through σ',
+        {'quantizer.stop_variance_gradient': True},
+    ),
+    'quarter_noise': Choice('b', '2σ² = 4', {'quantizer.two_sigma2': 4.0}),
+    'no_noise': Choice('b', 'σ = 0', {'quantizer.gaussian_noise': False}),
+    'constant_1': Choice(
+        'h', 'τ = 1 throughout',
+        {'temperature.shape': 'constant', 'temperature.start': 1.0},
+    ),
+    'linear': Choice('h', 'τ falls linearly', {'temperature.shape': 'linear'}),
+    'no_kmeans': Choice('–', 'a random codebook', {'kmeans.images': 0}),
+    'no_batch_norm': Choice(
+        'a', 'no batch norm', {'network.batch_norm': False}
+    ),
+    'batch': Choice(
+        'e', 'q(c) of each position apart', {'quantizer.aggregate': 'batch'}
+    ),
+    'gamma_0.001': Choice('d', 'γ = 0.001', {'quantizer.gamma': 0.001}),
+    'gamma_0.1': Choice('d', 'γ = 0.1', {'quantizer.gamma': 0.1}),
+    'no_decay': Choice('j', 'no weight decay', {'weight_decay': 0.0}),
+    'no_calibration': Choice(
+        'n', 'running statistics of batch norms', {'calibration_images': 0}
+    ),
+}  # fmt: skip
+
+
+def variants_of(only: list[str]) -> sweep.Variants:
+  """Returns the default and the named choices; all, if none is named.
+
+  Raises:
+    errors.UserError: for an unknown name.
+  """
+  for name in only:
+    if name not in CHOICES:
+      raise errors.UserError(
+          f'--only={name}: is none of {", ".join(CHOICES)}'
+      )
+  chosen = [name for name in CHOICES if name in only or not only]
+  return {DEFAULT: {}} | {name: CHOICES[name].fields for name in chosen}
+
+
+class Effect(NamedTuple):
+  """What a choice does to the MSE, against the default, seed by seed.
+
+  Attributes:
+    percent: the mean of the differences of logarithms, as a percentage.
+    matters: whether that is over twice its standard error, by the spread of
+      seeds pooled over all variants.
+  """
+
+  percent: float
+  matters: bool
+
+
+def effects(results: sweep.Results) -> dict[str, Effect]:
+  """Returns the effects of the choices whose runs have ended.
+
+  Seeds are paired: a seed is the same start and the same order of images.
+  """
+  errors_of = sweep.values_of(results, 'mse')
+  default = errors_of[DEFAULT]
+  logs = {}
+  for name, of_seed in errors_of.items():
+    both = sorted(of_seed.keys() & default.keys())
+    if name != DEFAULT and both:
+      logs[name] = np.log([of_seed[s] / default[s] for s in both])
+  freedom = sum(len(x) - 1 for x in logs.values())
+  if not freedom:
+    return {}
+  spread = np.sqrt(sum(len(x) * np.var(x) for x in logs.values()) / freedom)
+  return {
+      name: Effect(
+          percent=float(100 * np.expm1(x.mean())),
+          matters=bool(abs(x.mean()) > 2 * spread / np.sqrt(len(x))),
+      )
+      for name, x in logs.items()
+  }
+
+
+def table(results: sweep.Results) -> str:
+  """Returns a row for each choice, the one that does most harm last."""
+  effect_of = effects(results)
+  metrics = {
+      metric: sweep.values_of(results, metric)
+      for metric in ('mse', 'perplexity', 'posterior_entropy')
+  }
+  names = sorted(
+      metrics['mse'],
+      key=lambda name: effect_of[name].percent if name in effect_of else 0,
+  )
+  lines = [
+      '| | choice | MSE × 10⁻³ | change | perplexity | H(q(c\\|x)), nats |',
+      '|---|---|---|---|---|---|',
+  ]
+  for name in names:
+    choice = CHOICES.get(name, Choice('', '**the default**', {}))
+    mse, perplexity, entropy = (
+        np.array(list(of_seed[name].values())) for of_seed in metrics.values()
+    )
+    change = ''
+    if name in effect_of:
+      percent, matters = effect_of[name]
+      change = f'**{percent:+.0f} %**' if matters else f'{percent:+.0f} %'
+    cells = [
+        choice.letter,
+        choice.what,
+        sweep.mean_and_all(1e3 * mse),
+        change,
+        sweep.mean_and_all(perplexity),
+        sweep.mean_and_all(entropy),
+    ]
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+def figure(results: sweep.Results) -> str:
+  """Returns the MSE of each seed of each choice, the lowest mean first."""
+  values = sweep.values_of(results, 'mse')
+  whats = {DEFAULT: 'the default'} | {
+      name: choice.what.replace('\\|', '|') for name, choice in CHOICES.items()
+  }
+  ended = sorted(
+      (name for name in values if values[name]),
+      key=lambda name: np.mean(list(values[name].values())),
+  )
+  return charts.rows(
+      'MSE × 10⁻³',
+      {whats[name]: [1e3 * x for x in values[name].values()] for name in ended},
+      highlighted='the default',
+  )
+
+
+EXPERIMENT = sweep.Experiment(
+    name='ablations',
+    variants=lambda: variants_of(flags.FLAGS.only),
+    table=table,
+    figure=figure,
+)
+
+if __name__ == '__main__':
+  sweep.define_flags()
+  flags.DEFINE_list('only', [], 'These choices, besides the default.')
+  sweep.command(EXPERIMENT)
