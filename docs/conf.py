@@ -16,6 +16,7 @@ html_copy_source = False
 html_show_copyright = False
 html_static_path = ['_static']
 html_css_files = ['site.css']
+myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
 napoleon_use_ivar = True
 napoleon_attr_annotations = False

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from gmvq_jax import bounds
+from gmvq_jax import mixture
 from gmvq_jax.albo import Albo
 from gmvq_jax.albo import albo
 from gmvq_jax.albo import kl_to_uniform
@@ -54,6 +56,7 @@ __all__ = [
     'VectorQuantizer',
     'aggregated_posterior',
     'albo',
+    'bounds',
     'bsq',
     'code_counts',
     'codes',
@@ -72,6 +75,7 @@ __all__ = [
     'latent_expected',
     'lfq',
     'log_posterior',
+    'mixture',
     'most_probable_latents',
     'nearest_codes',
     'perplexity',

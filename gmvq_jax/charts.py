@@ -166,27 +166,69 @@ def boxes(
 
 
 def rows(
-    xlabel: str, named: Mapping[str, Sequence[float]], *, highlighted: str
+    panels: Mapping[str, Mapping[str, Sequence[float]]], *, highlighted: str
 ) -> str:
   """Draws values in named rows, and a line down from the mean of one of them.
 
   Args:
-    xlabel: of the values.
-    named: values by name, the first at the top.
+    panels: side by side; by what is on the horizontal axis, values by name, of
+      the same names, the first at the top.
     highlighted: the name of that one.
   """
+  names = list(next(iter(panels.values())))
   with rc_context(_STYLE):
-    figure, axes = _axes('', xlabel)
-    figure.set_size_inches(6.5, 0.9 + 0.26 * len(named))
-    for row, (name, values) in enumerate(named.items()):
-      colour = 'C1' if name == highlighted else 'C0'
-      axes.plot(values, [row] * len(values), 'o', markersize=4, color=colour)
-      axes.plot(np.mean(values), row, '|', markersize=12, color=colour)
-    axes.axvline(np.mean(named[highlighted]), color='C1', linewidth=1)
-    axes.set_yticks(range(len(named)), list(named))
+    size = (2.6 + 3.9 * len(panels), 0.9 + 0.26 * len(names))
+    figure = Figure(size, layout='constrained')
+    subplots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (xlabel, named) in zip(subplots, panels.items(), strict=True):
+      for row, (name, values) in enumerate(named.items()):
+        colour = 'C1' if name == highlighted else 'C0'
+        axes.plot(values, [row] * len(values), 'o', markersize=4, color=colour)
+        axes.plot(np.mean(values), row, '|', markersize=12, color=colour)
+      axes.axvline(np.mean(named[highlighted]), color='C1', linewidth=1)
+      axes.set_xlabel(xlabel)
+      axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    if max(map(max, named.values())) > 4 * min(map(min, named.values())):
-      axes.set_xscale('log')
+    return _svg(figure)
+
+
+def panels(
+    xlabel: str,
+    ylabel: str,
+    lines: Mapping[str, Curves],
+    dots: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    *,
+    log: bool = False,
+) -> str:
+  """Draws lines side by side on one scale, and dots under them.
+
+  Args:
+    xlabel: of all panels.
+    ylabel: of all panels.
+    lines: by the title of their panel, x and y by name; of the same names.
+    dots: by the title of their panel, x and y.
+    log: whether both axes are logarithmic.
+  """
+  with rc_context(_STYLE):
+    width, height = 3.1, 2.9
+    figure = Figure((1 + width * len(lines), height), layout='constrained')
+    subplots = figure.subplots(
+        1, len(lines), sharex=True, sharey=True, squeeze=False
+    )[0]
+    for axes, (title, named) in zip(subplots, lines.items(), strict=True):
+      axes.set_title(title)
+      axes.set_xlabel(xlabel)
+      if dots:
+        axes.plot(*dots[title], '.', color='#bbbbbb', markersize=3)
+      for name, (x, y) in named.items():
+        axes.plot(x, y, label=name)
+      if log:
+        axes.set_xscale('log')
+        axes.set_yscale('log')
+    subplots[0].set_ylabel(ylabel)
+    figure.legend(
+        *subplots[0].get_legend_handles_labels(), loc='outside right center'
+    )
     return _svg(figure)
 
 

@@ -1,7 +1,6 @@
 r"""The command line.
 
     python -m gmvq_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
-    python -m gmvq_jax.main --mode=evaluate --workdir=runs/cifar10
     python -m gmvq_jax.main --mode=encode --workdir=runs/cifar10 \
         --input='cifar10:train[:90%]' --output=codes/train
 """
@@ -14,21 +13,8 @@ from gmvq_jax import distributed
 from gmvq_jax import errors
 from gmvq_jax import modes
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    help_string='A file, or the name of one of configs/, with :METHOD if it has'
-    ' several. Its fields are set with --config.FIELD=VALUE, after it.',
-)
-_WORKDIR = flags.DEFINE_string(
-    'workdir',
-    '',
-    'The directory of the run; made if there is none. For encode, decode and'
-    ' reconstruct it may be an exported tokenizer.',
-)
 _DISTRIBUTED = flags.DEFINE_boolean(
-    'distributed',
-    False,
-    'This is one process of several that make one run; launchers set it.',
+    'distributed', False, 'This is one of several processes; launchers set it.'
 )
 _MODE = flags.DEFINE_enum(
     'mode',
@@ -36,39 +22,64 @@ _MODE = flags.DEFINE_enum(
     list(modes.MODES),
     '; '.join(f'{name}: {mode.help}' for name, mode in modes.MODES.items()),
 )
-_INPUT = flags.DEFINE_string(
-    'input',
-    '',
-    'encode and reconstruct: folder:PATH, array:PATH.npy, array:PATH.npz:ARRAY'
-    ' or DATASET:SPLIT. decode: what encode wrote.',
-)
-_OUTPUT = flags.DEFINE_string(
-    'output',
-    '',
-    'encode: a folder, or a .npz for a small set. decode: a folder, or a .png'
-    ' for a contact sheet. reconstruct: a .html. export: a folder.',
-)
-_PACKED = flags.DEFINE_boolean(
-    'packed', False, 'encode: store log2(C) bits a code instead of whole bytes.'
-)
-_LIMIT = flags.DEFINE_integer(
-    'limit',
-    0,
-    'decode and reconstruct: only so many images, the first; 0: all in a'
-    ' folder, 256 on a sheet, 18 on a page.',
-    lower_bound=0,
-)
-_CROP = flags.DEFINE_integer(
-    'crop',
-    None,
-    'encode and reconstruct: as data.crop; by default as in training.',
-    lower_bound=0,
-)
-_SIZE = flags.DEFINE_integer(
-    'size',
-    None,
-    'encode and reconstruct: as data.size; by default as in training.',
-    lower_bound=0,
+_OPTIONS = (
+    config_flags.DEFINE_config_file(
+        'config',
+        help_string='A file, or the name of one of configs/, with :METHOD if it'
+        ' has several. Its fields are set with --config.FIELD=VALUE, after it.',
+    ),
+    flags.DEFINE_string(
+        'workdir',
+        '',
+        'The directory of the run; made if there is none. For all that only'
+        ' uses a model it may be an exported tokenizer.',
+    ),
+    flags.DEFINE_string(
+        'input',
+        '',
+        'encode, reconstruct, bound and sample: folder:PATH, array:PATH.npy,'
+        ' array:PATH.npz:ARRAY or DATASET:SPLIT. decode: what encode wrote.',
+    ),
+    flags.DEFINE_string(
+        'output',
+        '',
+        'encode: a folder, or a .npz for a small set. decode: a folder, or a'
+        ' .png for a contact sheet. reconstruct: a .html. export and bound: a'
+        ' folder. sample: a .png.',
+    ),
+    flags.DEFINE_boolean(
+        'packed', False, 'encode: log2(C) bits a code instead of whole bytes.'
+    ),
+    flags.DEFINE_integer(
+        'limit',
+        0,
+        'decode, reconstruct and sample: only so many images, the first; 0: all'
+        ' in a folder, 256 on a sheet (64 of samples), 18 on a page.',
+        lower_bound=0,
+    ),
+    *(
+        flags.DEFINE_integer(
+            name,
+            None,
+            f'Of --input: as data.{name}; by default as in training.',
+            lower_bound=0,
+        )
+        for name in ('crop', 'size')
+    ),
+    flags.DEFINE_integer(
+        'samples', 0, 'bound: of each posterior; 0: 1,000.', lower_bound=0
+    ),
+    flags.DEFINE_string(
+        'observation_variance',
+        '',
+        'bound: of pixels on [0, 1], one or several; by default as the loss.',
+    ),
+    flags.DEFINE_float(
+        'latent_variance',
+        None,
+        'bound and sample: around a codeword; by default as the loss.',
+    ),
+    flags.DEFINE_integer('seed', 0, 'bound and sample: of what is drawn.'),
 )
 
 
@@ -76,8 +87,7 @@ def main(argv: list[str]) -> None:
   """Dispatches to the mode."""
   if len(argv) > 1:
     raise errors.UserError(f'{argv[1]!r}: unexpected; flags begin with --')
-  given = (_CONFIG, _WORKDIR, _INPUT, _OUTPUT, _PACKED, _LIMIT, _CROP, _SIZE)
-  options = modes.Options(*(flag.value for flag in given))
+  options = modes.Options(**{flag.name: flag.value for flag in _OPTIONS})
   modes.check(_MODE.value, options)
   if _DISTRIBUTED.value:
     distributed.initialize()

@@ -13,6 +13,7 @@ from gmvq_jax import distributed
 from gmvq_jax import encoding
 from gmvq_jax import errors
 from gmvq_jax import export as export_lib
+from gmvq_jax import generative
 from gmvq_jax import results
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import train as train_lib
@@ -29,6 +30,10 @@ class Options(NamedTuple):
   limit: int
   crop: int | None
   size: int | None
+  samples: int = 0
+  observation_variance: str = ''
+  latent_variance: float | None = None
+  seed: int = 0
 
 
 class Mode(NamedTuple):
@@ -118,6 +123,48 @@ def _export(options):
   _print(export_lib.export(options.workdir, options.output))
 
 
+def _bound(options):
+  with _of_flags():
+    tokenizer, images = _tokenizer_and_images(options)
+  if distributed.is_first():
+    variances = generative.variances_of(
+        tokenizer, options.observation_variance, options.latent_variance
+    )
+    result = generative.bound(
+        tokenizer,
+        images,
+        variances,
+        options.output,
+        num_samples=options.samples or 1000,
+        seed=options.seed,
+    )
+    _print(result)
+  distributed.wait_for_all('bounded')
+
+
+def _sample(options):
+  tokenizer, images = tokenizer_lib.Tokenizer.load(options.workdir), None
+  if options.input:
+    with _of_flags():
+      images = encoding.load_images(
+          tokenizer, options.input, crop=options.crop, size=options.size
+      )
+  if distributed.is_first():
+    variances = generative.variances_of(
+        tokenizer, latent=options.latent_variance
+    )
+    summary = generative.sample(
+        tokenizer,
+        variances,
+        options.output,
+        images=images,
+        count=options.limit,
+        seed=options.seed,
+    )
+    _print(summary)
+  distributed.wait_for_all('sampled')
+
+
 def _tokenizer_and_images(options):
   tokenizer = tokenizer_lib.Tokenizer.load(options.workdir)
   images = encoding.load_images(
@@ -198,4 +245,20 @@ MODES = {
         'write the tokenizer in a form that needs only jax',
         ('workdir', 'output'),
     ),
-}
+    'bound': Mode(
+        _bound,
+        'write bounds on the log-density of the images in --input',
+        _IMAGES,
+        (
+            'crop', 'size', 'samples', 'observation_variance',
+            'latent_variance', 'seed',
+        ),
+    ),
+    'sample': Mode(
+        _sample,
+        'write images of the generative model, with codes drawn uniformly, or'
+        ' as often as in --input',
+        ('workdir', 'output'),
+        ('input', 'crop', 'size', 'limit', 'latent_variance', 'seed'),
+    ),
+}  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from gmvq_jax import quantizers
 
 DOCS = pathlib.Path('docs')
-PAGES = ('index', 'quantizers', 'training', 'faq', 'migration')
+PAGES = ('index', 'quantizers', 'training', 'faq', 'migration', 'derivation')
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -15,13 +15,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 CIFAR10 = '--config=configs/cifar10.py'
 
 
-def command(*flags):
-  return [sys.executable, '-m', 'gmvq_jax.main', *map(str, flags)]
+def command(*flags, module='gmvq_jax.main'):
+  return [sys.executable, '-m', module, *map(str, flags)]
 
 
-def call(*flags, **env):
+def call(*flags, module='gmvq_jax.main', **env):
   return subprocess.run(
-      command(*flags),
+      command(*flags, module=module),
       cwd=ROOT,
       env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'} | env,
       capture_output=True,

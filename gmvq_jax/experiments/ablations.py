@@ -171,11 +171,10 @@ def figure(results: sweep.Results) -> str:
       (name for name in values if values[name]),
       key=lambda name: np.mean(list(values[name].values())),
   )
-  return charts.rows(
-      'MSE × 10⁻³',
-      {whats[name]: [1e3 * x for x in values[name].values()] for name in ended},
-      highlighted='the default',
-  )
+  named = {
+      whats[name]: [1e3 * x for x in values[name].values()] for name in ended
+  }
+  return charts.rows({'MSE × 10⁻³': named}, highlighted=whats[DEFAULT])
 
 
 EXPERIMENT = sweep.Experiment(

@@ -84,6 +84,11 @@ def run(
         f'--seeds={",".join(map(str, seeds))}: must be different, and at least'
         ' one'
     )
+  if config.quantizer.name != 'gmvq':
+    raise errors.UserError(
+        f'config.quantizer.name={config.quantizer.name}: must be gmvq, whose'
+        ' variants these are'
+    )
   configs = {name: _vary(config, fields) for name, fields in variants.items()}
   for varied in configs.values():
     config_lib.validate(varied)
@@ -181,11 +186,5 @@ def command(experiment: Experiment) -> None:
 
 def _vary(config, fields):
   varied = ConfigDict(config.to_dict())
-  try:
-    varied.update_from_flattened_dict(fields)
-  except (KeyError, TypeError) as error:
-    raise errors.UserError(
-        f'{fields}: are not fields of {config.quantizer.name}, of whose'
-        f' configuration these are variants ({error})'
-    ) from error
+  varied.update_from_flattened_dict(fields)
   return varied
