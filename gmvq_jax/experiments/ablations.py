@@ -56,6 +56,9 @@ CHOICES = {
         {'temperature.shape': 'constant', 'temperature.start': 1.0},
     ),
     'linear': Choice('h', 'τ falls linearly', {'temperature.shape': 'linear'}),
+    'warm_end': Choice(
+        'h', 'τ falls to 0.5 only', {'temperature.end': 0.5}
+    ),
     'no_kmeans': Choice('–', 'a random codebook', {'kmeans.images': 0}),
     'no_batch_norm': Choice(
         'a', 'no batch norm', {'network.batch_norm': False}
