@@ -14,6 +14,7 @@ from gmvq_jax import encoding
 from gmvq_jax import errors
 from gmvq_jax import export as export_lib
 from gmvq_jax import generative
+from gmvq_jax import likelihood
 from gmvq_jax import results
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import train as train_lib
@@ -130,7 +131,7 @@ def _bound(options):
     variances = generative.variances_of(
         tokenizer, options.observation_variance, options.latent_variance
     )
-    result = generative.bound(
+    result = likelihood.bound(
         tokenizer,
         images,
         variances,

@@ -13,6 +13,7 @@ from gmvq_jax import bounds
 from gmvq_jax import encoding
 from gmvq_jax import errors
 from gmvq_jax import generative
+from gmvq_jax import likelihood
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import train
 from gmvq_jax import workdir as workdir_lib
@@ -33,7 +34,7 @@ def bound(loaded, output, **options):
   tokenizer, images = loaded
   variances = generative.variances_of(tokenizer, '0.05,0.01', 0.5)
   options = {'num_samples': 20} | options
-  return generative.bound(tokenizer, images, variances, str(output), **options)
+  return likelihood.bound(tokenizer, images, variances, str(output), **options)
 
 
 def test_the_variances_are_those_of_the_loss(loaded):

@@ -1,0 +1,251 @@
+"""Bounds on the log-density of images, as `--mode=bound` writes them."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmvq_jax import autoencoder
+from gmvq_jax import bounds as bounds_lib
+from gmvq_jax import charts
+from gmvq_jax import errors
+from gmvq_jax import generative
+from gmvq_jax import mixture as mixture_lib
+from gmvq_jax import progress
+from gmvq_jax import tokenizer as tokenizer_lib
+from gmvq_jax import workdir
+from gmvq_jax.data import whole
+
+_LABELS = {
+    'albo': 'ALBO, eq 11',
+    'albo_coupled': 'ALBO, as trained',
+    'albo_repaired': 'ALBO, eq 11, repaired',
+    'albo_coupled_repaired': 'ALBO, as trained, with H(z|c, x)',
+    'elbo': 'ELBO',
+}
+# What is called a bound, or might be taken for one.
+_SUSPECTS = ('albo', 'albo_coupled', 'albo_coupled_repaired')
+
+
+def bound(
+    tokenizer: tokenizer_lib.Tokenizer,
+    loaded: whole.NamedImages,
+    variances: generative.Variances,
+    output: str,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+  """Writes the bounds on the log-density of images; see `bounds`.
+
+  The same call goes on with what is missing. What is drawn for an image depends
+  on the seed and the image's number alone.
+
+  Args:
+    tokenizer: of a GM-VQ.
+    loaded: of `encoding.load_images`. Their mean q(c|x) is the q(c) of the
+      ALBO.
+    variances: of `generative.variances_of`.
+    output: a folder, for `bounds.json` and `bounds.svg`.
+    num_samples: of each image's posterior. The importance-weighted bounds are
+      of it and of the powers of ten that divide it.
+    seed: of the samples.
+
+  Returns:
+    What `bounds.json` holds: the settings, and for each observation variance
+    every bound's mean over images, in `nats` per image and `bits_per_dim`, with
+    standard errors `_se` (of the images; None of a single one), and how far
+    what is called ALBO lies over the best bound.
+
+  Raises:
+    errors.UserError: when the output holds something else.
+  """
+  path = workdir.create(output, 'output')
+  count, *image_shape = loaded.images.shape
+  settings = {
+      'tokenizer': tokenizer.hash,
+      'input': loaded.source,
+      'images': count,
+      'identity': loaded.identity,
+      'samples': num_samples,
+      'seed': seed,
+      'observation_variances': list(variances.observation),
+      'latent_variance': variances.latent,
+  }
+  done = workdir.read_json(path / 'bounds.json')
+  partial = path / 'bounds.partial.json'
+  kept = done or workdir.read_json(partial) or {'settings': settings}
+  if kept.get('settings') != settings:
+    raise errors.UserError(
+        f'--output={output}: holds the bounds of another model, other images or'
+        ' other settings; give another folder'
+    )
+  if done is not None:
+    return done
+  q_c = generative.aggregated_posterior(tokenizer, loaded.images)
+  batches = generative.Batches(tokenizer, image_shape, count)
+  sizes = tuple(10**i for i in range(9) if 10**i < num_samples)
+  sizes = (*(k for k in sizes if num_samples % k == 0), num_samples)
+  rows = kept.get('rows', [])
+  starts = range(len(rows), count, batches.size)
+  steps = progress.track(
+      range(len(starts) * num_samples), 'Sampling the posterior'
+  )
+  for start in starts:
+    part = loaded.images[start : start + batches.size]
+    images, _ = batches.divide(part)
+    keys = batches.keys(seed, start)
+    likelihood, importance, posterior = _sampled(
+        tokenizer, images, keys, batches.grid, variances, sizes, steps
+    )
+    terms = bounds_lib.terms(posterior, q_c, latent_variance=variances.latent)
+    found = bounds_lib.bounds(likelihood, terms)._asdict() | {
+        f'iwae_{k}': bound for k, bound in zip(sizes, importance, strict=True)
+    }
+    rows += _rows(found)[: len(part)]
+    workdir.write_json(partial, {'settings': settings, 'rows': rows})
+  steps.close()
+  data_dim = math.prod(image_shape)
+  result = {
+      'settings': settings,
+      'data_dim': data_dim,
+      'perplexity_of_q_c': float(np.exp(-np.sum(q_c * np.log(q_c + 1e-30)))),
+      'bounds': {
+          f'{value:g}': _summarise([row[index] for row in rows], data_dim)
+          for index, value in enumerate(variances.observation)
+      },
+  }
+  workdir.write_bytes(path / 'bounds.svg', figure(result).encode())
+  workdir.write_json(path / 'bounds.json', result)
+  partial.unlink(missing_ok=True)
+  return result
+
+
+def figure(result: dict[str, Any]) -> str:
+  """Returns the bounds of `bound` in rows, those of each variance apart."""
+  return charts.rows(
+      {
+          f'nats per image, σₓ² = {variance}': {
+              label_of(name): [value['nats']]
+              for name, value in of.items()
+              if 'nats' in value
+          }
+          for variance, of in result['bounds'].items()
+      },
+      highlighted=label_of(f'iwae_{result["settings"]["samples"]}'),
+  )
+
+
+def label_of(name: str) -> str:
+  """Returns what a bound is called in figures and tables."""
+  return _LABELS.get(name, name.replace('iwae_', 'IWAE, k = '))
+
+
+def _sampled(tokenizer, images, keys, grid, variances, sizes, steps):
+  """Returns what is drawn for, of images, and the posterior it is drawn from.
+
+  The mean log-likelihood `[variances, B]`, and the importance-weighted bounds
+  `[sizes, variances, B]`.
+  """
+  model, variables = tokenizer.model, tokenizer.variables
+  two_sigma2 = tokenizer.stored.config.quantizer.two_sigma2
+  posterior = generative.posterior_of(model, variables, images, two_sigma2)
+  below = jax.jit(mixture_lib.cumulative)(posterior)
+  shape = (len(variances.observation), len(images))
+  state = jnp.zeros(shape), bounds_lib.no_weights(sizes, shape)
+  for index in range(sizes[-1]):
+    next(steps)
+    state = _add_sample(
+        model,
+        variables,
+        images,
+        (posterior, below, keys, index),
+        state,
+        grid,
+        variances,
+        sizes,
+    )
+    jax.block_until_ready(state)
+  total, importance = state
+  bounds = bounds_lib.importance_bounds(importance, sizes)
+  return total / sizes[-1], bounds, posterior
+
+
+def _rows(found):
+  """Returns for each image, for each variance, the bounds by name."""
+  found = {name: np.asarray(x, np.float64) for name, x in found.items()}
+  variances, images = next(iter(found.values())).shape
+  return [
+      [
+          {name: float(x[variance, image]) for name, x in found.items()}
+          for variance in range(variances)
+      ]
+      for image in range(images)
+  ]
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=('model', 'grid', 'variances', 'sizes'),
+    donate_argnames='state',
+)
+def _add_sample(
+    model, variables, images, drawn, state, grid, variances, sizes
+):
+  """Draws from the posterior of each image once, and adds what comes of it.
+
+  `state` is the sum of the log-likelihoods, `[variances, B]`, and the
+  `bounds.Importance`.
+  """
+  posterior, below, keys, index = drawn
+  total, importance = state
+  keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
+  by_image = mixture_lib.Mixture(0, None, 0)
+  z, _ = jax.vmap(mixture_lib.sample, in_axes=(0, by_image, 0))(
+      keys, posterior, below
+  )
+  z_grid = z.reshape(len(z), *grid, z.shape[-1])
+  decoded, _ = model.decode(variables, z_grid)
+  error = jnp.square(decoded - autoencoder.to_unit(images))
+  error = jnp.sum(error, axis=(1, 2, 3))
+  likelihood = jnp.stack([
+      bounds_lib.log_likelihood(error, value, data_dim=images[0].size)
+      for value in variances.observation
+  ])
+  prior = mixture_lib.prior(posterior.means, variances.latent)
+  weights = likelihood + bounds_lib.log_ratio(posterior, prior, z)
+  importance = bounds_lib.add_weights(importance, weights, sizes)
+  return total + likelihood, importance
+
+
+def _summarise(rows, data_dim):
+  """Returns means over images with standard errors, of one variance."""
+  columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+  def mean_and_se(values):
+    count = len(values)
+    error = float(np.std(values, ddof=1) / count**0.5) if count > 1 else None
+    return float(np.mean(values)), error
+
+  summary = {}
+  for name, values in columns.items():
+    nats, nats_se = mean_and_se(values)
+    bits, bits_se = mean_and_se(bounds_lib.bits_per_dim(values, data_dim))
+    summary[name] = {
+        'nats': nats,
+        'nats_se': nats_se,
+        'bits_per_dim': bits,
+        'bits_per_dim_se': bits_se,
+    }
+  best = columns[list(columns)[-1]]
+  for name in _SUSPECTS:
+    mean, error = mean_and_se(columns[name] - best)
+    summary[f'{name}_over_best'] = {
+        'mean': mean,
+        'se': error,
+        'share_of_images': float(np.mean(columns[name] > best)),
+    }
+  return summary
