@@ -187,6 +187,7 @@ def rows(
         axes.plot(np.mean(values), row, '|', markersize=12, color=colour)
       axes.axvline(np.mean(named[highlighted]), color='C1', linewidth=1)
       axes.set_xlabel(xlabel)
+      axes.locator_params(axis='x', nbins=6)
       axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     return _svg(figure)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import numpy as np
 from PIL import Image
@@ -204,3 +205,36 @@ def test_the_command_line(trained, tmp_path):
   )  # fmt: skip
   assert result.returncode == 2
   assert '--latent_variance=0: must be positive and finite' in result.stderr
+
+
+def table_of(results):
+  """Returns the rows of docs/results/bounds.md: nats, and bits per value."""
+  columns = [of for result in results for of in result['bounds'].values()]
+  lines = []
+  for name, value in columns[0].items():
+    if 'nats' in value:
+      cells = [
+          f'{of[name]["nats"]:,.0f} ± {of[name]["nats_se"]:.0f}'
+          f' ({of[name]["bits_per_dim"]:.2f})'
+          for of in columns
+      ]
+      label = likelihood.label_of(name).replace('|', '\\|')
+      lines.append('| ' + ' | '.join([label, *cells]) + ' |')
+  return '\n'.join(lines)
+
+
+def test_the_page_has_the_bounds_of_its_results():
+  folder = pathlib.Path('docs/results')
+  results = [
+      json.loads((folder / f'bounds_{beta}/bounds.json').read_text())
+      for beta in (1, 10)
+  ]
+  page = (folder / 'bounds.md').read_text()
+  assert table_of(results) in page
+  for result in results:
+    assert result['settings']['input'] in page
+    for of in result['bounds'].values():
+      for name in ('albo', 'albo_coupled'):
+        over = of[f'{name}_over_best']
+        assert f'{over["mean"]:,.0f} ± {over["se"]:.0f}' in page
+        assert f'{over["share_of_images"]:.0%}' in page

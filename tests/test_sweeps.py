@@ -64,21 +64,21 @@ def test_a_sweep_from_start_to_end(tmp_path, photographs, monkeypatch):
 
   def do(**options):
     return sweep.run(
-        config, entropy_sweep.variants_of(['10', '0']), (0, 1),
+        config, entropy_sweep.variants_of(['10', '0']), (1,),
         str(tmp_path / 'sweep'), **options,
     )  # fmt: skip
 
   counts = []
   results = do(command='it', each=lambda r: counts.append(len(r['runs'])))
-  assert seen == [(0, 0, 4), (0, 1, 4), (10, 0, 4), (10, 1, 4)]
-  assert counts == [1, 2, 3, 4]
+  assert seen == [(0, 1, 4), (10, 1, 4)]
+  assert counts == [1, 2]
   assert results['command'] == 'it' and results['config']['num_steps'] == 4
   assert {'hardware', 'versions', 'commit'} < set(results)
   mse = sweep.values_of(results, 'mse')
-  assert list(mse) == ['beta_0', 'beta_10'] and list(mse['beta_0']) == [0, 1]
-  assert len({*mse['beta_0'].values(), *mse['beta_10'].values()}) == 4
+  assert list(mse) == ['beta_0', 'beta_10']
+  assert mse['beta_0'][1] != mse['beta_10'][1] > 0
   assert do()['runs'] == results['runs']
-  assert len(seen) == 4
+  assert len(seen) == 2
   sweep.write(entropy_sweep.EXPERIMENT, results, str(tmp_path / 'output'))
   written = json.loads((tmp_path / 'output/entropy_sweep.json').read_text())
   assert written == results
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path):
   workdir = str(tmp_path / 'sweep')
   with pytest.raises(errors.UserError, match='--seeds=1,1: must be different'):
     sweep.run(config, {'default': {}}, (1, 1), workdir)
-  with pytest.raises(errors.UserError, match='quantizer.latent=None'):
+  with pytest.raises(errors.UserError, match="quantizer.latent='None'"):
     sweep.run(config, {'odd': {'quantizer.latent': 'None'}}, (0,), workdir)
   with pytest.raises(errors.UserError, match='quantizer.name=vqvae: must be'):
     sweep.run(tiny.method_config('vqvae'), {'default': {}}, (0,), workdir)
