@@ -47,12 +47,13 @@ class Bounds(NamedTuple):
   Attributes:
     albo: eq 11 as printed, c and z independent. No bound: it lacks the entropy
       of z.
-    albo_coupled: the same with z drawn through c, which is what the loss of eqs
-      13-14 minimises in its `coupled` reading. No bound.
+    albo_coupled: the same with z drawn through c; minus this is the loss of eqs
+      13-14 in its `coupled` reading. No bound.
     albo_repaired: `albo` and a lower bound on the entropy that it lacks. A
       lower bound on log p(x), for any q(c).
     albo_coupled_repaired: `albo_coupled` and the same. No bound: on average it
-      is the ELBO and I(x; c), which the aggregated posterior leaves out.
+      is the ELBO and what codes tell of images and positions, which the
+      aggregated posterior leaves out.
     elbo: with the categorical posterior q(c|x). A lower bound.
   """
 
@@ -197,11 +198,11 @@ def importance_bounds(
 def bits_per_dim(nats: chex.Numeric, data_dim: int) -> chex.Numeric:
   """Returns -log2 of a density, per value, on the scale of 256 levels.
 
-  Lower is better. Images are taken as they are, without noise to make them
-  continuous, so it is no rate at which they could be coded.
+  Those are 1/255 apart. Lower is better. Images are taken as they are, without
+  noise to make them continuous, so it is no rate at which they could be coded.
 
   Args:
     nats: the log-density of an image on [0, 1].
     data_dim: values in it.
   """
-  return 8 - nats / (data_dim * math.log(2))
+  return math.log2(255) - nats / (data_dim * math.log(2))

@@ -173,7 +173,7 @@ def rows(
   Args:
     panels: side by side; by what is on the horizontal axis, values by name, of
       the same names, the first at the top.
-    highlighted: the name of that one.
+    highlighted: the name of that one, if it is there.
   """
   names = list(next(iter(panels.values())))
   with rc_context(_STYLE):
@@ -185,7 +185,8 @@ def rows(
         colour = 'C1' if name == highlighted else 'C0'
         axes.plot(values, [row] * len(values), 'o', markersize=4, color=colour)
         axes.plot(np.mean(values), row, '|', markersize=12, color=colour)
-      axes.axvline(np.mean(named[highlighted]), color='C1', linewidth=1)
+      if highlighted in named:
+        axes.axvline(np.mean(named[highlighted]), color='C1', linewidth=1)
       axes.set_xlabel(xlabel)
       axes.locator_params(axis='x', nbins=6)
       axes.set_yticks(range(len(names)), names)

@@ -8,7 +8,6 @@ loss follow from it: appendix A.3 sets beta = 2 sigma_z^2 and gamma = sigma_x^2
 import functools
 import math
 from typing import Any
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,32 +31,14 @@ _ACCELERATOR_LOGITS = 2**25
 _SHEET = 64
 
 
-class Variances(NamedTuple):
-  """Those of the generative model.
-
-  Attributes:
-    observation: values of sigma_x^2, of pixels on [0, 1], each to be tried.
-    latent: sigma_z^2, of latents around their codeword.
-  """
-
-  observation: tuple[float, ...]
-  latent: float
-
-
-def variances_of(
-    tokenizer: tokenizer_lib.Tokenizer,
-    observation: str = '',
-    latent: float | None = None,
-) -> Variances:
-  """Returns the variances given, or else those of the loss.
-
-  Args:
-    tokenizer: of a GM-VQ.
-    observation: numbers, with commas between them.
-    latent: one.
+def latent_variance_of(
+    tokenizer: tokenizer_lib.Tokenizer, given: float | None = None
+) -> float:
+  """Returns sigma_z^2 as it is given, or else that of the loss.
 
   Raises:
-    errors.UserError: for another quantizer, and for what is not positive.
+    errors.UserError: for a model that is no such mixture, and for what is not
+      positive.
   """
   quantizer = tokenizer.stored.config.quantizer
   if quantizer.name != 'gmvq':
@@ -65,31 +46,24 @@ def variances_of(
         f'the model is of {quantizer.name}: only that of gmvq is a generative'
         ' model of images with a posterior'
     )
-  if latent is None:
-    latent = quantizer.beta / 2
-  if not 0 < latent < math.inf:
+  for field in ('hard', 'gaussian_noise'):
+    if not quantizer[field]:
+      raise errors.UserError(
+          f'the model was trained with config.quantizer.{field}=False, on'
+          ' latents that are not those of eqs 9 and 18; give one that was not'
+      )
+  variance = quantizer.beta / 2 if given is None else given
+  if not 0 < variance < math.inf:
     raise errors.UserError(
-        f'--latent_variance={latent:g}: must be positive and finite; by'
+        f'--latent_variance={variance:g}: must be positive and finite; by'
         ' default it is config.quantizer.beta / 2'
     )
-  if not observation:
-    observation = str(quantizer.gamma * latent)
-  try:
-    values = tuple(float(value) for value in observation.split(','))
-  except ValueError:
-    values = ()
-  if not values or not all(0 < value < math.inf for value in values):
-    raise errors.UserError(
-        f'--observation_variance={observation}: must be positive numbers, with'
-        ' commas between them; by default it is config.quantizer.gamma times'
-        ' the latent variance'
-    )
-  return Variances(values, latent)
+  return variance
 
 
 def sample(
     tokenizer: tokenizer_lib.Tokenizer,
-    variances: Variances,
+    latent_variance: float,
     output: str,
     *,
     images: whole.NamedImages | None = None,
@@ -104,7 +78,7 @@ def sample(
 
   Args:
     tokenizer: of a GM-VQ.
-    variances: of `variances_of`; only the latent's is used.
+    latent_variance: of `latent_variance_of`.
     output: `FILE.png`.
     images: whose mean q(c|x) codes are drawn by; uniformly if there are none.
     count: of images; 0: 64.
@@ -130,7 +104,7 @@ def sample(
           tokenizer.variables,
           batches.keys(seed, start),
           q_c,
-          variances.latent,
+          latent_variance,
           batches.grid,
       )
       for start in range(0, count, batches.size)
@@ -141,7 +115,7 @@ def sample(
   return {
       'output': output,
       'images': count,
-      'latent_variance': variances.latent,
+      'latent_variance': latent_variance,
       'codes': 'uniform' if images is None else f'q(c) of {images.source}',
   }
 
@@ -201,9 +175,10 @@ class Batches:
 
   def keys(self, seed: int, start: int) -> jax.Array:
     """Returns a key for each image of the batch that begins at `start`."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
         jax.random.key(seed), start + jnp.arange(self.size)
     )
+    return jax.device_put(keys, distributed.batched(self._mesh))
 
 
 @functools.partial(jax.jit, static_argnames='model')

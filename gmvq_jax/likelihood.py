@@ -1,8 +1,10 @@
 """Bounds on the log-density of images, as `--mode=bound` writes them."""
 
+import contextlib
 import functools
 import math
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +17,71 @@ from gmvq_jax import errors
 from gmvq_jax import generative
 from gmvq_jax import mixture as mixture_lib
 from gmvq_jax import progress
+from gmvq_jax import report
 from gmvq_jax import tokenizer as tokenizer_lib
 from gmvq_jax import workdir
 from gmvq_jax.data import whole
 
 _LABELS = {
     'albo': 'ALBO, eq 11',
-    'albo_coupled': 'ALBO, as trained',
+    'albo_coupled': 'ALBO, coupled',
     'albo_repaired': 'ALBO, eq 11, repaired',
-    'albo_coupled_repaired': 'ALBO, as trained, with H(z|c, x)',
+    'albo_coupled_repaired': 'ALBO, coupled, with H(z|c, x)',
     'elbo': 'ELBO',
 }
 # What is called a bound, or might be taken for one.
 _SUSPECTS = ('albo', 'albo_coupled', 'albo_coupled_repaired')
 
 
+class Variances(NamedTuple):
+  """Those of the generative model.
+
+  Attributes:
+    observation: values of sigma_x^2, of pixels on [0, 1], each to be tried.
+    latent: sigma_z^2, of latents around their codeword.
+  """
+
+  observation: tuple[float, ...]
+  latent: float
+
+
+def variances_of(
+    tokenizer: tokenizer_lib.Tokenizer,
+    observation: str = '',
+    latent: float | None = None,
+) -> Variances:
+  """Returns the variances given, or else those of the loss.
+
+  Args:
+    tokenizer: of a GM-VQ.
+    observation: numbers, with commas between them.
+    latent: one.
+
+  Raises:
+    errors.UserError: for what is not positive, or there twice; and as
+      `generative.latent_variance_of`.
+  """
+  latent = generative.latent_variance_of(tokenizer, latent)
+  if not observation:
+    observation = str(tokenizer.stored.config.quantizer.gamma * latent)
+  try:
+    values = tuple(float(value) for value in observation.split(','))
+  except ValueError:
+    values = ()
+  fits = all(0 < value < math.inf for value in values)
+  if not values or not fits or len(set(values)) < len(values):
+    raise errors.UserError(
+        f'--observation_variance={observation}: must be positive numbers, all'
+        ' different, with commas between them; by default it is'
+        ' config.quantizer.gamma times the latent variance'
+    )
+  return Variances(values, latent)
+
+
 def bound(
     tokenizer: tokenizer_lib.Tokenizer,
     loaded: whole.NamedImages,
-    variances: generative.Variances,
+    variances: Variances,
     output: str,
     *,
     num_samples: int = 1000,
@@ -48,7 +96,7 @@ def bound(
     tokenizer: of a GM-VQ.
     loaded: of `encoding.load_images`. Their mean q(c|x) is the q(c) of the
       ALBO.
-    variances: of `generative.variances_of`.
+    variances: of `variances_of`.
     output: a folder, for `bounds.json` and `bounds.svg`.
     num_samples: of each image's posterior. The importance-weighted bounds are
       of it and of the powers of ten that divide it.
@@ -61,13 +109,13 @@ def bound(
     what is called ALBO lies over the best bound.
 
   Raises:
-    errors.UserError: when the output holds something else.
+    errors.UserError: when the output holds something else, or is in use.
   """
+  workdir.check_folder(output, 'another name')
   path = workdir.create(output, 'output')
   count, *image_shape = loaded.images.shape
   settings = {
       'tokenizer': tokenizer.hash,
-      'input': loaded.source,
       'images': count,
       'identity': loaded.identity,
       'samples': num_samples,
@@ -75,52 +123,41 @@ def bound(
       'observation_variances': list(variances.observation),
       'latent_variance': variances.latent,
   }
-  done = workdir.read_json(path / 'bounds.json')
-  partial = path / 'bounds.partial.json'
-  kept = done or workdir.read_json(partial) or {'settings': settings}
-  if kept.get('settings') != settings:
-    raise errors.UserError(
-        f'--output={output}: holds the bounds of another model, other images or'
-        ' other settings; give another folder'
-    )
-  if done is not None:
-    return done
-  q_c = generative.aggregated_posterior(tokenizer, loaded.images)
-  batches = generative.Batches(tokenizer, image_shape, count)
-  sizes = tuple(10**i for i in range(9) if 10**i < num_samples)
-  sizes = (*(k for k in sizes if num_samples % k == 0), num_samples)
-  rows = kept.get('rows', [])
-  starts = range(len(rows), count, batches.size)
-  steps = progress.track(
-      range(len(starts) * num_samples), 'Sampling the posterior'
-  )
-  for start in starts:
-    part = loaded.images[start : start + batches.size]
-    images, _ = batches.divide(part)
-    keys = batches.keys(seed, start)
-    likelihood, importance, posterior = _sampled(
-        tokenizer, images, keys, batches.grid, variances, sizes, steps
-    )
-    terms = bounds_lib.terms(posterior, q_c, latent_variance=variances.latent)
-    found = bounds_lib.bounds(likelihood, terms)._asdict() | {
-        f'iwae_{k}': bound for k, bound in zip(sizes, importance, strict=True)
+  with workdir.lock(path):
+    done = workdir.read_json(path / 'bounds.json')
+    partial = path / 'bounds.partial.json'
+    kept = done or workdir.read_json(partial) or {'settings': settings}
+    if kept.get('settings') != settings:
+      raise errors.UserError(
+          f'--output={output}: holds the bounds of another model, other images'
+          ' or other settings; give another folder'
+      )
+    if done is not None:
+      return done
+    sizes = tuple(10**i for i in range(9) if 10**i < num_samples)
+    sizes = (*(k for k in sizes if num_samples % k == 0), num_samples)
+    q_c = generative.aggregated_posterior(tokenizer, loaded.images)
+    rows = kept.get('rows', [])
+    for more in _of_batches(
+        tokenizer, loaded.images, len(rows), q_c, variances, sizes, seed
+    ):
+      rows += more
+      workdir.write_json(partial, {'settings': settings, 'rows': rows})
+    data_dim = math.prod(image_shape)
+    result = {
+        'settings': settings,
+        'input': loaded.source,
+        'data_dim': data_dim,
+        'perplexity_of_q_c': float(np.exp(-np.sum(q_c * np.log(q_c + 1e-30)))),
+        'bounds': {
+            str(value): _summarise([row[i] for row in rows], sizes, data_dim)
+            for i, value in enumerate(variances.observation)
+        },
+        **report.provenance(),
     }
-    rows += _rows(found)[: len(part)]
-    workdir.write_json(partial, {'settings': settings, 'rows': rows})
-  steps.close()
-  data_dim = math.prod(image_shape)
-  result = {
-      'settings': settings,
-      'data_dim': data_dim,
-      'perplexity_of_q_c': float(np.exp(-np.sum(q_c * np.log(q_c + 1e-30)))),
-      'bounds': {
-          f'{value:g}': _summarise([row[index] for row in rows], data_dim)
-          for index, value in enumerate(variances.observation)
-      },
-  }
-  workdir.write_bytes(path / 'bounds.svg', figure(result).encode())
-  workdir.write_json(path / 'bounds.json', result)
-  partial.unlink(missing_ok=True)
+    workdir.write_bytes(path / 'bounds.svg', figure(result).encode())
+    workdir.write_json(path / 'bounds.json', result)
+    partial.unlink(missing_ok=True)
   return result
 
 
@@ -129,9 +166,7 @@ def figure(result: dict[str, Any]) -> str:
   return charts.rows(
       {
           f'nats per image, σₓ² = {variance}': {
-              label_of(name): [value['nats']]
-              for name, value in of.items()
-              if 'nats' in value
+              label_of(name): [of[name]['nats']] for name in names_in(of)
           }
           for variance, of in result['bounds'].items()
       },
@@ -139,9 +174,43 @@ def figure(result: dict[str, Any]) -> str:
   )
 
 
+def names_in(of: dict[str, Any]) -> list[str]:
+  """Returns the names of bounds among those of one variance, in their order."""
+  weighted = (name for name in of if name.startswith('iwae_'))
+  numbered = sorted(weighted, key=lambda name: int(name.removeprefix('iwae_')))
+  return [*bounds_lib.Bounds._fields, *numbered]
+
+
 def label_of(name: str) -> str:
   """Returns what a bound is called in figures and tables."""
   return _LABELS.get(name, name.replace('iwae_', 'IWAE, k = '))
+
+
+def _of_batches(tokenizer, images, first, q_c, variances, sizes, seed):
+  """Yields the rows of each batch of images from the `first` on."""
+  count, *image_shape = images.shape
+  batches = generative.Batches(tokenizer, image_shape, count)
+  starts = range(first, count, batches.size)
+  steps = progress.track(
+      range(len(starts) * sizes[-1]), 'Sampling the posterior'
+  )
+  with contextlib.closing(steps):
+    for start in starts:
+      part = images[start : start + batches.size]
+      likelihood, importance, posterior = _sampled(
+          tokenizer,
+          batches.divide(part)[0],
+          batches.keys(seed, start),
+          batches.grid,
+          variances,
+          sizes,
+          steps,
+      )
+      terms = bounds_lib.terms(posterior, q_c, latent_variance=variances.latent)
+      found = bounds_lib.bounds(likelihood, terms)._asdict() | {
+          f'iwae_{k}': bound for k, bound in zip(sizes, importance, strict=True)
+      }
+      yield _rows(found)[: len(part)]
 
 
 def _sampled(tokenizer, images, keys, grid, variances, sizes, steps):
@@ -168,7 +237,7 @@ def _sampled(tokenizer, images, keys, grid, variances, sizes, steps):
         variances,
         sizes,
     )
-    jax.block_until_ready(state)
+    jax.block_until_ready(state)  # So that progress is what was computed.
   total, importance = state
   bounds = bounds_lib.importance_bounds(importance, sizes)
   return total / sizes[-1], bounds, posterior
@@ -221,7 +290,7 @@ def _add_sample(
   return total + likelihood, importance
 
 
-def _summarise(rows, data_dim):
+def _summarise(rows, sizes, data_dim):
   """Returns means over images with standard errors, of one variance."""
   columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -240,7 +309,7 @@ def _summarise(rows, data_dim):
         'bits_per_dim': bits,
         'bits_per_dim_se': bits_se,
     }
-  best = columns[list(columns)[-1]]
+  best = columns[f'iwae_{sizes[-1]}']
   for name in _SUSPECTS:
     mean, error = mean_and_se(columns[name] - best)
     summary[f'{name}_over_best'] = {

@@ -107,7 +107,9 @@ def sample(
 def log_density(mixture: Mixture, z: jax.Array) -> jax.Array:
   """Returns the log-density `[...]` of latents `z [..., L]`, in nats.
 
-  There is no array of shape `[..., C, L]`.
+  There is no array of shape `[..., C, L]`. Distances are of float32 products:
+  with 64 dimensions at unit scale and variances of 1e-2 an image of 64
+  positions is exact to 0.01 nats, at 1e-4 to one or two.
   """
   square = _square_distances(z, mixture.means)
   return _log_density(mixture, square, z.shape[-1])

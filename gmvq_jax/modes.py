@@ -127,43 +127,41 @@ def _export(options):
 def _bound(options):
   with _of_flags():
     tokenizer, images = _tokenizer_and_images(options)
-  if distributed.is_first():
-    variances = generative.variances_of(
-        tokenizer, options.observation_variance, options.latent_variance
-    )
-    result = likelihood.bound(
-        tokenizer,
-        images,
-        variances,
-        options.output,
-        num_samples=options.samples or 1000,
-        seed=options.seed,
-    )
-    _print(result)
-  distributed.wait_for_all('bounded')
+  variances = likelihood.variances_of(
+      tokenizer, options.observation_variance, options.latent_variance
+  )
+  _print(
+      distributed.from_first(
+          lambda: likelihood.bound(
+              tokenizer,
+              images,
+              variances,
+              options.output,
+              num_samples=options.samples or 1000,
+              seed=options.seed,
+          )
+      )
+  )
 
 
 def _sample(options):
   tokenizer, images = tokenizer_lib.Tokenizer.load(options.workdir), None
+  variance = generative.latent_variance_of(tokenizer, options.latent_variance)
   if options.input:
     with _of_flags():
-      images = encoding.load_images(
-          tokenizer, options.input, crop=options.crop, size=options.size
+      _, images = _tokenizer_and_images(options)
+  _print(
+      distributed.from_first(
+          lambda: generative.sample(
+              tokenizer,
+              variance,
+              options.output,
+              images=images,
+              count=options.limit,
+              seed=options.seed,
+          )
       )
-  if distributed.is_first():
-    variances = generative.variances_of(
-        tokenizer, latent=options.latent_variance
-    )
-    summary = generative.sample(
-        tokenizer,
-        variances,
-        options.output,
-        images=images,
-        count=options.limit,
-        seed=options.seed,
-    )
-    _print(summary)
-  distributed.wait_for_all('sampled')
+  )
 
 
 def _tokenizer_and_images(options):

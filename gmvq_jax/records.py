@@ -1,13 +1,10 @@
 """Runs on record: what came of a configuration, by which code and machine."""
 
 import json
-import os
 import pathlib
-import subprocess
 import time
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from gmvq_jax import data
@@ -59,10 +56,7 @@ def run(
       'metrics': summary,
       'failure': failure,
       'wall_seconds': round(time.perf_counter() - start, 1),
-      'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind},'
-      f' {os.cpu_count()} CPU cores',
-      'versions': report.versions(),
-      'commit': _commit(),
+      **report.provenance(),
   }
   workdir.write_json(record_path, record)
   return record
@@ -72,13 +66,3 @@ def plain(config: ConfigDict) -> dict[str, Any]:
   """Returns a configuration as JSON gives it back."""
   return json.loads(json.dumps(config.to_dict()))
 
-
-def _commit():
-  """Returns the commit of this code; empty where it is no checkout."""
-  result = subprocess.run(
-      ['git', 'describe', '--always', '--dirty'],
-      cwd=pathlib.Path(__file__).parent,
-      capture_output=True,
-      text=True,
-  )
-  return result.stdout.strip()

@@ -3,8 +3,10 @@
 import base64
 import importlib.metadata
 import math
+import os
 import pathlib
 import platform
+import subprocess
 from typing import Any
 from typing import NamedTuple
 
@@ -172,6 +174,22 @@ def versions() -> dict[str, str]:
   found = {name: importlib.metadata.version(name) for name in _PACKAGES}
   devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
   return found | {'python': platform.python_version(), 'devices': devices}
+
+
+def provenance() -> dict[str, Any]:
+  """Returns what figures come from: `hardware`, `versions` and `commit`."""
+  described = subprocess.run(
+      ['git', 'describe', '--always', '--dirty'],
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+  )
+  return {
+      'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind},'
+      f' {os.cpu_count()} CPU cores',
+      'versions': versions(),
+      'commit': described.stdout.strip(),  # Empty where it is no checkout.
+  }
 
 
 def png_uri(picture: np.ndarray) -> str:

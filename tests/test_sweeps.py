@@ -73,7 +73,7 @@ def test_a_sweep_from_start_to_end(tmp_path, photographs, monkeypatch):
   assert seen == [(0, 1, 4), (10, 1, 4)]
   assert counts == [1, 2]
   assert results['command'] == 'it' and results['config']['num_steps'] == 4
-  assert {'hardware', 'versions', 'commit'} < set(results)
+  assert {'hardware', 'versions', 'commit'} < set(results['runs'][0])
   mse = sweep.values_of(results, 'mse')
   assert list(mse) == ['beta_0', 'beta_10']
   assert mse['beta_0'][1] != mse['beta_10'][1] > 0
@@ -140,28 +140,55 @@ def test_all_choices_can_be_configured():
     assert name == 'default' or all(flat[k] != v for k, v in fields.items())
 
 
-def test_effects_are_paired_and_pooled():
-  """By hand: the spread of seeds cancels, that of differences counts."""
+def test_effects_are_paired():
+  """By hand: what a seed does to all choices cancels, and medians are used."""
   mse = {
       'default': [0.004, 0.008],
       'soft': [0.0044, 0.0088],  # A tenth more, whatever the seed.
       'linear': [0.004 * 1.02, 0.008 / 1.02],
       'batch': [0.004 * 1.02**2, 0.008],
+      'no_kmeans': [0.4, 0.008],  # One seed that has not trained.
+      'no_decay': [0.003],  # Not ended.
   }
   found = ablations.effects(results_of(mse))
+  assert set(found) == {'soft', 'linear', 'batch', 'no_kmeans'}
   np.testing.assert_allclose(found['soft'].percent, 10)
   np.testing.assert_allclose(found['linear'].percent, 0, atol=1e-9)
   np.testing.assert_allclose(found['batch'].percent, 2)
-  # Squares about the means: 0, 2 a^2 and 2 a^2 with a = log 1.02; 3 degrees.
-  spread = math.sqrt(4 / 3) * math.log(1.02)
+  np.testing.assert_allclose(found['no_kmeans'].percent, 900)
+  # Half of the differences of seeds, less their median (that of `linear` and
+  # `batch`): a, a, 0, 0 and more, with a = log 1.02; the median of all is a.
+  error = 1.4826 * math.sqrt(2) * math.log(1.02)
+  assert math.log(1.1) > 2 * error
+  assert [name for name in found if found[name].matters] == []
+  # With the default and five more that only a seed tells apart, no error.
+  even = {name: mse['default'] for name in list(ablations.CHOICES)[-5:]}
+  some = {name: mse[name] for name in ('default', 'soft', 'linear')}
+  found = ablations.effects(results_of(even | some))
   assert [name for name in found if found[name].matters] == ['soft']
-  assert math.log(1.02) < 2 * spread / math.sqrt(2) < math.log(1.1)
 
 
-def test_tables_say_what_diverged():
-  mse = {'default': [0.004, 0.005], 'no_kmeans': [None, None]}
-  assert '| a random codebook | diverged |' in ablations.table(results_of(mse))
-  assert 'a random codebook' not in ablations.figure(results_of(mse))
+def test_of_choices_that_do_nothing_few_matter():
+  """1 in 40 of two seeds, as the docstring has it."""
+  names, count = list(ablations.CHOICES)[:13], 0
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    logs = rng.normal(size=(14, 2)) + 3 * rng.normal(size=2)
+    mse = dict(zip(['default', *names], np.exp(0.03 * logs), strict=True))
+    found = ablations.effects(results_of({k: list(v) for k, v in mse.items()}))
+    count += sum(effect.matters for effect in found.values())
+  assert 1 / 80 < count / (300 * 13) < 1 / 25
+
+
+@pytest.mark.parametrize('diverged', ['no_kmeans', 'default'])
+def test_what_diverged_is_said(diverged):
+  mse = {'default': [0.004, 0.005], 'no_kmeans': [0.006, 0.007]}
+  mse[diverged] = [None, None]
+  table = ablations.table(results_of(mse))
+  figure = ablations.figure(results_of(mse))
+  what = {'no_kmeans': 'a random codebook', 'default': '**the default**'}
+  assert f'| {what[diverged]} | diverged |' in table
+  assert what[diverged].strip('*') not in figure
 
 
 def test_trends_are_of_ranks():

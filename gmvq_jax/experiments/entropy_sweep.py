@@ -4,8 +4,8 @@ r"""Figure 4 of the paper: GM-VQ by the weight of its entropy term.
         --workdir=runs/entropy_sweep [--betas=0,1,3,10,30] [--seeds=0,1,2,3,4]
 
 trains by the configuration's schedule; `--config.num_steps=300
---config.batch_size=128 --seeds=0,1` is what two CPU cores do in 20 minutes. See
-`sweep` for what is written.
+--config.batch_size=128 --seeds=0,1` is what two CPU cores can do. See `sweep`
+for what is written.
 """
 
 from collections.abc import Iterable

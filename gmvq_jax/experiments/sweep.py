@@ -3,8 +3,7 @@
 The same command goes on with what is missing. In the work directory:
 
     runs/VARIANT/seed_S   work directories of runs
-    NAME.json             what `run` returns; NAME.svg and NAME.md, the
-                          experiment's figure and table
+    NAME.json, NAME.svg   what `run` returns, and its figure
 """
 
 from collections.abc import Callable
@@ -72,9 +71,8 @@ def run(
     each: called with the results after each run.
 
   Returns:
-    `command`, `config`, `hardware`, `versions`, `commit`, and `runs`: a list of
-    `variant`, `fields`, `seed`, `metrics`, `failure` and `wall_seconds`. None
-    if a signal stopped it.
+    `command`, `config`, and `runs`: a list of `variant`, `fields` and what is
+    on record, less the configuration. None if a signal stopped it.
 
   Raises:
     errors.UserError: for what a user can get wrong, before anything is trained.
@@ -106,12 +104,9 @@ def run(
     )
     if record is None:
       return None
-    for key in ('hardware', 'versions', 'commit'):
-      results[key] = record[key]
-    kept = ('seed', 'metrics', 'failure', 'wall_seconds')
+    del record['config']
     results['runs'].append(
-        {'variant': name, 'fields': variants[name]}
-        | {key: record[key] for key in kept}
+        {'variant': name, 'fields': variants[name]} | record
     )
     each(results)
   return results
@@ -135,7 +130,7 @@ def mean_and_all(values: Sequence[float]) -> str:
 
 
 def write(experiment: Experiment, results: Results, folder: str) -> None:
-  """Writes results, their figure and their table, each whole or not at all."""
+  """Writes results and their figure, each whole or not at all."""
   path = workdir_lib.create(folder, 'output')
   workdir_lib.write_json(path / f'{experiment.name}.json', results)
   figure = experiment.figure(results)
