@@ -166,7 +166,10 @@ def boxes(
 
 
 def rows(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], *, highlighted: str
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    highlighted: str,
+    linear_to: float | None = None,
 ) -> str:
   """Draws values in named rows, and a line down from the mean of one of them.
 
@@ -174,6 +177,7 @@ def rows(
     panels: side by side; by what is on the horizontal axis, values by name, of
       the same names, the first at the top.
     highlighted: the name of that one, if it is there.
+    linear_to: from where on, on either side of 0, the axis is logarithmic.
   """
   names = list(next(iter(panels.values())))
   with rc_context(_STYLE):
@@ -184,11 +188,14 @@ def rows(
       for row, (name, values) in enumerate(named.items()):
         colour = 'C1' if name == highlighted else 'C0'
         axes.plot(values, [row] * len(values), 'o', markersize=4, color=colour)
-        axes.plot(np.mean(values), row, '|', markersize=12, color=colour)
       if highlighted in named:
         axes.axvline(np.mean(named[highlighted]), color='C1', linewidth=1)
       axes.set_xlabel(xlabel)
-      axes.locator_params(axis='x', nbins=6)
+      if linear_to is None:
+        axes.locator_params(axis='x', nbins=6)
+      else:
+        axes.set_xscale('symlog', linthresh=linear_to)
+        axes.xaxis.set_major_formatter('{x:+g}')
       axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     return _svg(figure)

@@ -168,7 +168,9 @@ def figure(result: dict[str, Any]) -> str:
           f'nats per image, σₓ² = {variance}': {
               label_of(name): [of[name]['nats']] for name in names_in(of)
           }
-          for variance, of in result['bounds'].items()
+          for variance, of in sorted(
+              result['bounds'].items(), key=lambda item: float(item[0])
+          )
       },
       highlighted=label_of(f'iwae_{result["settings"]["samples"]}'),
   )

@@ -173,19 +173,30 @@ def table(results: sweep.Results) -> str:
 
 
 def figure(results: sweep.Results) -> str:
-  """Returns the MSE of each seed of each choice, the lowest mean first."""
+  """Returns how the MSE of each choice differs from the default's, by seed."""
   values = sweep.values_of(results, 'mse')
+  default = values[DEFAULT]
   whats = {DEFAULT: 'the default'} | {
       name: choice.what.replace('\\|', '|') for name, choice in CHOICES.items()
   }
-  ended = sorted(
-      (name for name in values if values[name]),
-      key=lambda name: np.mean(list(values[name].values())),
-  )
-  named = {
-      whats[name]: [1e3 * x for x in values[name].values()] for name in ended
+  changes = {
+      whats[name]: [
+          100 * (value / default[seed] - 1)
+          for seed, value in of_seed.items()
+          if seed in default
+      ]
+      for name, of_seed in values.items()
   }
-  return charts.rows({'MSE × 10⁻³': named}, highlighted=whats[DEFAULT])
+  ended = {name: x for name, x in changes.items() if x}
+  return charts.rows(
+      {'change of the MSE, %': dict(sorted(ended.items(), key=_mean_of))},
+      highlighted=whats[DEFAULT],
+      linear_to=10,
+  )
+
+
+def _mean_of(item):
+  return np.mean(item[1])
 
 
 EXPERIMENT = sweep.Experiment(

@@ -214,8 +214,9 @@ def summarise(measured: Measured, settings: Settings) -> dict[str, Any]:
         'measured / gradient': distance / np.sqrt(length2),
         'measured, undivided logits': distance / divisors,
     }
-    # A bias below the error of all rounds together is not known.
-    if moments.bias2.sum() > noise2.sum() / settings.rounds:
+    # Where noise is most of an average, that of all rounds hides the bias of
+    # many a network.
+    if share <= 0.5:
       values['bias'] = np.sqrt(np.maximum(moments.bias2, 0))
     of = {key: correlations(entropy, y) for key, y in values.items()}
     for key, some in (('at most', divisors <= 1), ('at least', divisors >= 1)):
