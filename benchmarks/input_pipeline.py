@@ -1,31 +1,67 @@
-"""Speed of training on real data, beside that of its train step alone.
+"""Speed of the input pipeline beside that of the train step it feeds.
 
     TFDS_DATA_DIR=... python benchmarks/input_pipeline.py \\
-        --config=configs/cifar10.py
+        --config=configs/cifar10.py [--output=FILE.json]
 
-Prints, as one JSON object, from one run on one machine: steps and images per
-second with real data (batches of the Grain pipeline, metrics read a step late,
-as in `gmvq_jax.train` but for its files) and of the same step on one
-fixed batch; their ratio, in alternation; the time to compile; the memory of
-the compiled step, and the peak of the process. The paper's setting at
-`--config.batch_size=128` takes about two minutes on two cores.
+Prints, as one JSON object, from one run on one machine, in alternation:
+
+- images per second that the pipeline gives when nothing trains, for training
+  images decoded from their files as they are needed and kept in memory;
+- what training takes, with real data (metrics read a step late, as in
+  `gmvq_jax.train` but for its files) and of the same step on one fixed batch;
+- the ratios: how many times over each pipeline feeds the step, and how much of
+  its speed the step keeps with real data;
+
+then the time to compile, the memory of the compiled step, and the peak of the
+process. The paper's setting at `--config.batch_size=128` takes about two
+minutes on two cores. What is kept in memory must fit there; else give
+`--keep=stream`.
 """
 
-import json
 import resource
-import statistics
 import time
 
 from absl import app
 from absl import flags
 import jax
 from ml_collections import config_flags
+import timing
 
+from gmvq_jax import data
+from gmvq_jax import distributed
 from gmvq_jax import experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Steps in each measurement.')
+_BATCHES = flags.DEFINE_integer('batches', 50, 'Batches in each measurement.')
 _ROUNDS = flags.DEFINE_integer('rounds', 7, 'Measurements of each kind.')
+_KEEP = flags.DEFINE_multi_enum(
+    'keep',
+    ['stream', 'memory'],
+    ['stream', 'memory', 'device'],
+    'Where the images of a pipeline that is measured alone lie.',
+)
+_OUTPUT = flags.DEFINE_string('output', '', 'Where to write the result.')
+
+
+def _pipeline(config, keep):
+  """Returns what takes batches from a pipeline that starts anew each time."""
+  splits, on_device = data.load(**(config.data.to_dict() | {'keep': keep}))
+  mesh = distributed.data_mesh()
+
+  def run():
+    batches = data.batches(
+        splits.train,
+        config.batch_size,
+        mesh,
+        seed=config.seed,
+        on_device=on_device,
+    )
+    for _ in range(_BATCHES.value):
+      jax.block_until_ready(next(batches))
+    batches.close()
+
+  return run
 
 
 def main(_):
@@ -40,8 +76,9 @@ def main(_):
   compile_seconds = time.perf_counter() - start
   memory = step.memory_analysis()
 
-  def real(state):
+  def real():
     """Steps as the trainer takes them."""
+    nonlocal state
     pending = None
     for _ in range(_STEPS.value):
       state, metrics = step(state, next(batches))
@@ -49,34 +86,44 @@ def main(_):
         jax.device_get(pending)
       pending = metrics
     jax.block_until_ready(state)
-    return state
 
-  def fixed(state):
+  def fixed():
     """The same step on the same batch, and nothing else."""
+    nonlocal state
     for _ in range(_STEPS.value):
       state, _ = step(state, images)
     jax.block_until_ready(state)
-    return state
 
-  state = fixed(real(state))
-  seconds = {'real': [], 'fixed': []}
-  for _ in range(_ROUNDS.value):
-    for name, kind in (('real', real), ('fixed', fixed)):
-      start = time.perf_counter()
-      state = kind(state)
-      seconds[name].append((time.perf_counter() - start) / _STEPS.value)
-  ratios = [
-      fixed / real
-      for fixed, real in zip(seconds['fixed'], seconds['real'], strict=True)
-  ]
-  per_step = {name: statistics.median(s) for name, s in seconds.items()}
+  pipelines = {keep: _pipeline(config, keep) for keep in _KEEP.value}
+  taken = timing.seconds(
+      {'real': real, 'fixed': fixed} | pipelines, _ROUNDS.value
+  )
+  count = {'real': _STEPS.value, 'fixed': _STEPS.value}
+  per_image = {
+      kind: [
+          s / count.get(kind, _BATCHES.value) / config.batch_size
+          for s in values
+      ]
+      for kind, values in taken.items()
+  }
+  rates = {
+      kind: 1 / seconds for kind, seconds in timing.medians(per_image).items()
+  }
   result = {
-      'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      'hardware': timing.hardware(),
+      'data': config.data.name,
+      'trained_from': config.data.keep,
       'batch_size': config.batch_size,
-      'steps_per_second': 1 / per_step['real'],
-      'images_per_second': config.batch_size / per_step['real'],
-      'steps_per_second_fixed_batch': 1 / per_step['fixed'],
-      'real_over_fixed': statistics.median(ratios),
+      'steps_per_second': rates['real'] / config.batch_size,
+      'images_per_second': {
+          'training': rates['real'],
+          'step_on_a_fixed_batch': rates['fixed'],
+          'pipeline': {keep: rates[keep] for keep in pipelines},
+      },
+      'pipeline_over_step': {
+          keep: timing.ratio(per_image, 'fixed', keep) for keep in pipelines
+      },
+      'real_over_fixed': timing.ratio(per_image, 'fixed', 'real'),
       'compile_seconds': compile_seconds,
       'step_temporary_mib': memory.temp_size_in_bytes / 2**20,
       'process_peak_mib': (
@@ -86,11 +133,7 @@ def main(_):
   device = jax.devices()[0].memory_stats()
   if device:
     result['device_peak_mib'] = device['peak_bytes_in_use'] / 2**20
-  print(json.dumps({k: _rounded(v) for k, v in result.items()}, indent=2))
-
-
-def _rounded(value):
-  return round(value, 3) if isinstance(value, float) else value
+  timing.report(result, _OUTPUT.value)
 
 
 if __name__ == '__main__':

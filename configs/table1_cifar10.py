@@ -7,10 +7,10 @@ The protocol is that of configs/cifar10.py, for all methods alike; `compare`
 holds what is compared, and what is searched for.
 """
 
-import importlib.util
-import pathlib
-
 from ml_collections import ConfigDict
+
+from gmvq_jax import config as config_lib
+from gmvq_jax import named_configs
 
 _LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 
@@ -44,13 +44,9 @@ _SPACES = {
 
 def get_config() -> ConfigDict:
   """Returns the configuration."""
-  path = pathlib.Path(__file__).with_name('cifar10.py')
-  spec = importlib.util.spec_from_file_location('cifar10', path)
-  cifar10 = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(cifar10)
-  config = cifar10.get_config()
+  config = named_configs.load('cifar10')['get_config']()
   config.compare = ConfigDict({
-      'methods': cifar10.METHODS,
+      'methods': config_lib.METHODS,
       'seeds': (0, 1, 2),
       # Runs of each search (0: none), on validation, and their length.
       'trials': 4,

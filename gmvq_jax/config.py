@@ -95,6 +95,34 @@ def default_config() -> ConfigDict:
   })
 
 
+# What configurations take as `:METHOD`; other compositions of parts do as well.
+METHODS = (
+    # The paper's Table 1.
+    'gmvq',
+    'gmvq+entropy',
+    'vqvae',
+    'vqvae+l2',
+    'vqvae+replace',
+    'vqvae+l2+replace',
+    'vqvae+affine',
+    'vqvae+opt',
+    'vqvae+affine+opt',
+    'sqvae',
+    'gumbel',
+    # What it leaves out.
+    'vqvae+affine+opt+replace+l2',
+    'vqvae+ema',
+    'vqvae+ema+replace',
+    'fsq',
+    'frozen',
+    # Later ones.
+    'vqvae+rotation',
+    'simvq',
+    'diveq',
+    'lfq',
+    'bsq',
+)
+
 # What has no default of its own: the codebook's size, and GM-VQ's weights.
 _GIVEN = {'num_codes': 1024, 'dim': 64, 'gamma': 0.01, 'beta': 10.0}
 
@@ -118,6 +146,22 @@ def quantizer_config(name: str) -> ConfigDict:
       for key, parameter in parameters.items()
   }
   return ConfigDict({'name': name} | fields)
+
+
+def method_config(method: str) -> ConfigDict:
+  """Returns the `quantizer` fields of a method, as `quantizer_config`.
+
+  Args:
+    method: such a name too, but `gmvq` is the paper's GM-VQ, with beta = 1, and
+      `gmvq+entropy` has a larger beta.
+
+  Raises:
+    errors.UserError: for an unknown name.
+  """
+  fields = quantizer_config('gmvq' if method == 'gmvq+entropy' else method)
+  if method == 'gmvq':
+    fields.beta = 1.0
+  return fields
 
 
 _AT_LEAST_0 = (lambda x: x >= 0, 'at least 0')

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import runpy
+from typing import Any
 
 from gmvq_jax import errors
 
@@ -26,6 +28,15 @@ def find(name: str) -> str:
         f' {", ".join(paths)}'
     )
   return str(paths[name])
+
+
+def load(name: str) -> dict[str, Any]:
+  """Returns what a configuration that comes with the package defines.
+
+  Args:
+    name: of the configuration, for one that is built on it.
+  """
+  return runpy.run_path(str(_paths()[name]))
 
 
 def _paths():
