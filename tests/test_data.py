@@ -1,7 +1,5 @@
 """Loading: arrays, TensorFlow Datasets, and where images are kept."""
 
-import io
-import json
 import shutil
 import subprocess
 import sys
@@ -10,6 +8,7 @@ import tracemalloc
 import numpy as np
 from PIL import Image
 import pytest
+import tfds_files
 
 from gmvq_jax import data
 from gmvq_jax import errors
@@ -235,50 +234,12 @@ def write_tfds(directory, images, features=None):
   A quarter of the images is the test split.
   """
   tfds = pytest.importorskip('tensorflow_datasets')
-  from array_record.python.array_record_module import ArrayRecordWriter
-
-  folder = directory / 'tiny_photos' / '1.0.0'
-  folder.mkdir(parents=True)
   image = tfds.features.Image(shape=(None, None, images[0].shape[-1]))
-  features = tfds.features.FeaturesDict(features or {'image': image})
-  features.save_config(str(folder))
   quarter = len(images) // 4
-  parts = {'train': images[:-quarter], 'test': images[-quarter:]}
-  for split, part in parts.items():
-    path = folder / f'tiny_photos-{split}.array_record-00000-of-00001'
-    writer = ArrayRecordWriter(str(path), 'group_size:1')
-    for image in part:
-      writer.write(example(image))
-    writer.close()
-  info = {
-      'fileFormat': 'array_record',
-      'name': 'tiny_photos',
-      'version': '1.0.0',
-      'splits': [
-          {
-              'name': split,
-              'shardLengths': [str(len(part))],
-              'numBytes': '1',
-              'filepathTemplate': (
-                  '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
-              ),
-          }
-          for split, part in parts.items()
-      ],
-  }
-  (folder / 'dataset_info.json').write_text(json.dumps(info))
-
-
-def example(image):
-  """Serialises `{'image': PNG}` as a `tf.train.Example`."""
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  buffer = io.BytesIO()
-  Image.fromarray(image.squeeze()).save(buffer, 'png')
-  record = tf_example_pb2.Example()
-  record.features.feature['image'].bytes_list.value.append(buffer.getvalue())
-  record.features.feature['label'].int64_list.value.append(3)
-  return record.SerializeToString()
+  examples = [tfds_files.example(image, label=3) for image in images]
+  splits = {'train': examples[:-quarter], 'test': examples[-quarter:]}
+  features = features or {'image': image}
+  tfds_files.write(directory, 'tiny_photos', '1.0.0', features, splits)
 
 
 def test_tfds_is_read_and_cached(tfds_dir, photographs, cache):

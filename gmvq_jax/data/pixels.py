@@ -52,19 +52,31 @@ def from_image(image: Image.Image, shape: Shape) -> np.ndarray:
   image = image.convert(_MODES[shape.channels])
   # Not `resize(box=...)`, which sees what lies outside of the box.
   image = image.crop(_window(image.size, shape))
+  return _resized(image, shape)
+
+
+def from_array(image: np.ndarray, shape: Shape) -> np.ndarray:
+  """Crops and resizes uint8 `[H, W, 1 or 3]`; it keeps its channels.
+
+  Raises:
+    UnusableError: if it is smaller than the crop.
+  """
+  if not (shape.crop or shape.size):
+    return image
+  height, width, channels = image.shape
+  left, upper, right, lower = _window((width, height), shape)
+  # Before Pillow copies it.
+  image = image[upper:lower, left:right]
+  image = Image.fromarray(image[..., 0] if channels == 1 else image)
+  return _resized(image, shape._replace(channels=channels))
+
+
+def _resized(image, shape):
+  """Returns the pixels of an image of the right mode, at the right size."""
   if shape.size:
     size = (shape.size, shape.size)
     image = image.resize(size, Image.Resampling.BILINEAR)
   return np.asarray(image).reshape(image.height, image.width, shape.channels)
-
-
-def from_array(image: np.ndarray, shape: Shape) -> np.ndarray:
-  """Crops and resizes uint8 `[H, W, 1 or 3]`; it keeps its channels."""
-  if not (shape.crop or shape.size):
-    return image
-  channels = image.shape[-1]
-  whole = Image.fromarray(image[..., 0] if channels == 1 else image)
-  return from_image(whole, shape._replace(channels=channels))
 
 
 def _window(size, shape):

@@ -1,6 +1,8 @@
 """Images that are read when they are asked for, and the cache of read ones."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
+import concurrent.futures
 import functools
 import hashlib
 import json
@@ -110,6 +112,34 @@ def read_all(images: Images, name: str) -> np.ndarray:
     array[part] = images[part]
   write_cached(path, lambda file: np.save(file, array))
   return array
+
+
+def in_threads(function: Callable[[Any], Any], items: Sequence) -> list:
+  """Returns `[function(item) for item in items]`, with a thread for each core.
+
+  They are shared by all callers, and `function` must not call this.
+
+  Args:
+    function: releases Python's lock most of the time, as decoding images does.
+    items: each thread takes a run of them, as a task for each would cost more
+      than a small image.
+  """
+  size = -(-len(items) // _cores()) or 1
+  parts = [items[i : i + size] for i in range(0, len(items), size)]
+  done = _pool().map(lambda part: [function(item) for item in part], parts)
+  return [result for part in done for result in part]
+
+
+def _cores():
+  # Those that this process may use, which in a container are fewer.
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+@functools.cache
+def _pool():
+  return concurrent.futures.ThreadPoolExecutor(_cores(), 'images')
 
 
 def cache_dir() -> pathlib.Path:
