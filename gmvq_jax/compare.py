@@ -29,7 +29,6 @@ from gmvq_jax import command_line
 from gmvq_jax import config as config_lib
 from gmvq_jax import data
 from gmvq_jax import errors
-from gmvq_jax import quantizers
 from gmvq_jax import records
 from gmvq_jax import table
 from gmvq_jax import train
@@ -102,7 +101,10 @@ def _divide(config):
   plan = ConfigDict(fields.pop('compare'))
   base = ConfigDict(fields)
   for method in plan.methods:
-    _parts_of(method)
+    try:
+      config_lib.method_config(method)
+    except errors.UserError as error:
+      raise errors.UserError(f'--methods: {error}') from error
   for field in ('methods', 'seeds'):
     if len(set(plan[field])) < len(plan[field]) or not plan[field]:
       raise errors.UserError(
@@ -117,28 +119,14 @@ def _divide(config):
   return plan, base
 
 
-def _parts_of(method):
-  """Returns the quantizer's name, and the fields that the name stands for."""
-  if method == 'gmvq+entropy':
-    return 'gmvq', {}
-  fields = {'quantizer.beta': 1.0} if method == 'gmvq' else {}
-  try:
-    quantizers.parts(method)
-  except ValueError as error:
-    raise errors.UserError(f'--methods: {error}') from error
-  return method, fields
-
-
 def _configure(base, method, fields):
   """Returns a configuration with a method and with other fields."""
   config = ConfigDict(base.to_dict())
   if method is not None:
-    name, implied = _parts_of(method)
-    config.quantizer = config_lib.quantizer_config(name)
+    config.quantizer = config_lib.method_config(method)
     for size in ('num_codes', 'dim'):  # What gives all the same bits.
       if size in config.quantizer and size in base.quantizer:
         config.quantizer[size] = base.quantizer[size]
-    fields = implied | fields
   config.update_from_flattened_dict(fields)
   return config
 
