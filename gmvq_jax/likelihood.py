@@ -128,9 +128,15 @@ def bound(
     partial = path / 'bounds.partial.json'
     kept = done or workdir.read_json(partial) or {'settings': settings}
     if kept.get('settings') != settings:
+      known = kept.get('settings', {})
+      differing = ', '.join(
+          f'{name} is {known.get(name)!r}, given {value!r}'
+          for name, value in settings.items()
+          if known.get(name) != value
+      )
       raise errors.UserError(
-          f'--output={output}: holds the bounds of another model, other images'
-          ' or other settings; give another folder'
+          f'--output={output}: holds other bounds ({differing}); give another'
+          ' folder'
       )
     if done is not None:
       return done

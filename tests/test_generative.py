@@ -129,7 +129,7 @@ def test_batches_change_nothing_and_a_stop_loses_nothing(
         )  # fmt: skip
   assert bound(loaded, tmp_path / 'parts') == again
   assert len(written) == 3  # Nothing was done.
-  with pytest.raises(errors.UserError, match='another model, other images or'):
+  with pytest.raises(errors.UserError, match='seed is 0, given 1.; give'):
     bound(loaded, tmp_path / 'parts', seed=1)
 
 

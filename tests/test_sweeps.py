@@ -169,7 +169,7 @@ def test_effects_are_paired():
 
 
 def test_of_choices_that_do_nothing_few_matter():
-  """1 in 40 of two seeds, as the docstring has it."""
+  """1 in 35 of two seeds, as the docstring has it."""
   names, count = list(ablations.CHOICES)[:13], 0
   rng = np.random.default_rng(0)
   for _ in range(300):
@@ -177,7 +177,7 @@ def test_of_choices_that_do_nothing_few_matter():
     mse = dict(zip(['default', *names], np.exp(0.03 * logs), strict=True))
     found = ablations.effects(results_of({k: list(v) for k, v in mse.items()}))
     count += sum(effect.matters for effect in found.values())
-  assert 1 / 80 < count / (300 * 13) < 1 / 25
+  assert 1 / 70 < count / (300 * 13) < 1 / 25
 
 
 @pytest.mark.parametrize('diverged', ['no_kmeans', 'default'])

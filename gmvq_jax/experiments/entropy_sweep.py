@@ -41,9 +41,12 @@ def variants_of(betas: Iterable[str]) -> sweep.Variants:
   fits = all(0 <= value < math.inf for value in values)
   if not fits or len(set(values)) < len(values) or not values:
     raise errors.UserError(
-        f'--betas={given}: must be different, at least 0, and at least one'
+        f'--betas={given}: must be numbers of at least 0, all different'
     )
-  return {f'beta_{value:g}': {'quantizer.beta': value} for value in values}
+  return {
+      f'beta_{str(value).removesuffix(".0")}': {'quantizer.beta': value}
+      for value in values
+  }
 
 
 def table(results: sweep.Results) -> str:
@@ -56,7 +59,7 @@ def table(results: sweep.Results) -> str:
       values = sweep.values_of(results, metric)[name].values()
       cells.append(sweep.mean_and_all(factor * np.array(list(values))))
     lines.append('| ' + ' | '.join(cells) + ' |')
-  return '\n'.join([*lines, '', *trends(results)]) + '\n'
+  return '\n\n'.join(['\n'.join(lines), *trends(results)]) + '\n'
 
 
 def trends(results: sweep.Results) -> list[str]:

@@ -162,6 +162,8 @@ def command(experiment: Experiment) -> None:
       raise errors.UserError(f'--seeds={",".join(seeds)}: must be numbers')
     workdir = flags.FLAGS.workdir
     output = flags.FLAGS.output or workdir
+    if flags.FLAGS.output:  # Not to be found out after hours.
+      workdir_lib.create(output, 'output')
     given = ' '.join(sys.argv[1:])
     results = run(
         config,
