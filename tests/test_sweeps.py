@@ -194,8 +194,7 @@ def test_what_diverged_is_said(diverged):
 def test_trends_are_of_ranks():
   falling = of_betas({0.0: [0.009, 0.008], 1.0: [0.007, 0.006], 10.0: [0.005]})
   mse, perplexity = entropy_sweep.trends(falling)
-  # Spearman's, with ties among betas: by hand -2.5 ... of ranks 1.5 1.5 3.5 3.5
-  # and 5 against 5 4 3 2 1.
+  # Spearman's: the ranks of β, ties at their mean, against those of the MSE.
   expected = np.corrcoef([1.5, 1.5, 3.5, 3.5, 5], [5, 4, 3, 2, 1])[0, 1]
   assert f'β {expected:+.2f} over 5 runs' in mse
   assert 'lowest at β = 10 (5.00), highest at β = 0 (8.50)' in mse
