@@ -1,42 +1,77 @@
-"""Eight devices on one CPU, and one compilation cache for all tests."""
+"""Options, fixtures and the compilation settings of the tests.
 
+Compiling takes most of the time, so programs are compiled without expensive
+optimisations, each once for all processes, and counted (`profiling`). With
+`--all` they are optimised as users' programs are.
+"""
+
+import fcntl
 import os
 import pathlib
+import random
+import sys
 import tempfile
 
+_ALL = '--all' in sys.argv or os.environ.get('GMVQ_JAX_TESTS') == 'all'
 _CACHE = pathlib.Path(tempfile.gettempdir()) / f'gmvq_jax-tests-{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Nobody's own cache is read or written.
+# The user's own cache of data is neither read nor written.
 os.environ['XDG_CACHE_HOME'] = str(_CACHE / 'data')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
-# Eight devices on a busy machine may keep each other waiting for long.
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
-)
+_FLAGS = [
+    # Eight devices on a busy machine may keep each other waiting for long.
+    '--xla_cpu_collective_call_terminate_timeout_seconds=600',
+]
+if _ALL:
+  # For the workers of pytest-xdist, whose command line is another.
+  os.environ['GMVQ_JAX_TESTS'] = 'all'
+else:
+  _FLAGS += [
+      '--xla_backend_optimization_level=0',
+      '--xla_llvm_disable_expensive_passes=true',
+  ]
+# Once, though workers inherit them: the flags are part of the cache's keys.
+_GIVEN = os.environ.get('XLA_FLAGS', '').split()
+os.environ['XLA_FLAGS'] = ' '.join(dict.fromkeys(_GIVEN + _FLAGS))
 
 import jax  # noqa: E402  (reads the environment)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+pytest_plugins = ['profiling']
+
 
 def pytest_addoption(parser):
   parser.addoption('--all', action='store_true', help='run slow tests too')
+  parser.addoption(
+      '--shuffle',
+      metavar='SEED',
+      help='run files, and the tests of each, in a random order',
+  )
 
 
 def pytest_collection_modifyitems(config, items):
-  if config.getoption('--all'):
-    return
-  slow = [item for item in items if 'slow' in item.keywords]
-  config.hook.pytest_deselected(items=slow)
-  items[:] = [item for item in items if item not in slow]
+  if not config.getoption('--all'):
+    slow = [item for item in items if 'slow' in item.keywords]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+  if config.getoption('--shuffle'):
+    _shuffle(items, config.getoption('--shuffle'))
+
+
+def _shuffle(items, seed):
+  """Shuffles files, then tests; those of a file stay together."""
+  generator = random.Random(seed)
+  files = sorted({item.path for item in items})
+  place = {path: generator.random() for path in files}
+  items.sort(key=lambda item: (place[item.path], generator.random()))
 
 
 @pytest.fixture(autouse=True, scope='module')
-def compiled():
-  """Forgets the programs of a file, of which all together fill the memory."""
+def _forget_programs():
+  """Frees the programs of a file; those of all files fill the memory."""
   yield
   jax.clear_caches()
 
@@ -55,7 +90,7 @@ def rng():
 
 @pytest.fixture(scope='session')
 def photographs():
-  """Images that can be learnt in seconds, uint8 [600, 16, 16, 3].
+  """Images that a small model learns in seconds, uint8 [600, 16, 16, 3].
 
   Each is two colours with a soft edge between them.
   """
@@ -71,13 +106,23 @@ def photographs():
 
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory, photographs):
-  """The work directory of a tiny run, and its test images."""
+  """The work directory of a tiny run, and its test images; not to be changed.
+
+  Trained once for all processes of the tests.
+  """
   import tiny
 
   from gmvq_jax import train
 
-  path = tmp_path_factory.mktemp('trained')
-  name = tiny.save_images(path, photographs)
-  fields = {'quantizer__num_codes': 24, 'network__decoder_blocks': 1}
-  train.run(tiny.config(name, **fields), str(path / 'run'), test=False)
+  shared = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    shared = shared.parent
+  path = shared / 'trained'
+  with open(shared / 'trained.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    if not path.exists():
+      path.mkdir()
+      name = tiny.save_images(path, photographs)
+      fields = {'quantizer__num_codes': 24, 'network__decoder_blocks': 1}
+      train.run(tiny.config(name, **fields), str(path / 'run'), test=False)
   return path / 'run', photographs[540:600]
