@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # Installs gmvq_jax with what the tests need, and runs ruff and the tests.
 #
-#   launch/test.sh          the tests; minutes on two cores
-#   launch/test.sh --all    the slow ones too, then launch/docs.sh and
-#                           launch/matrix.sh
+#   launch/test.sh            the default tests; five minutes on two cores
+#   launch/test.sh --all      the slow ones too, all programs optimised as users'
+#                             are, then launch/docs.sh and launch/matrix.sh
+#   launch/test.sh --profile  and the seconds and programs of each file
+#   launch/test.sh --shuffle=SEED
+#                             the tests in a random order
+#   launch/test.sh --faults   instead: injects deliberate faults, each of which
+#                             the default tests must catch; an hour, resumable
 #
 # Other arguments go to pytest.
 set -euo pipefail
@@ -11,8 +16,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/env.sh
 . launch/env.sh
 use_environment "[quickstart,test]"
+if [ "${1:-}" = --faults ]; then
+  shift
+  exec python tests/faults/run.py "$@"
+fi
 ruff check .
-python -m pytest -q -n 2 "$@"
+# The tests of a file share what they compile, so they stay in one process.
+python -m pytest -q -n 2 --dist loadfile --durations 10 "$@"
 if [[ " $* " == *' --all '* ]]; then
   launch/docs.sh
   launch/matrix.sh
