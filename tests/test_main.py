@@ -1,192 +1,211 @@
-"""The command line: whole programs in processes of their own."""
+"""The command line: runs that end early, that fail, and that are wrong."""
 
+import contextlib
 import json
 import os
-import pathlib
+import shutil
 import signal
 import subprocess
 import sys
-import time
+from unittest import mock
 
+from commands import ROOT
+from commands import assert_one_line
+from commands import call
+from commands import command  # noqa: F401  (for other tests)
+from commands import run_here
+from commands import start  # noqa: F401  (for other tests)
 import pytest
 import tiny
 
-ROOT = pathlib.Path(__file__).parent.parent
+from gmvq_jax import experiment
+from gmvq_jax import metrics as metrics_lib
+from gmvq_jax import named_configs
+from gmvq_jax import train
+from gmvq_jax import workdir as workdir_lib
+
 CIFAR10 = '--config=configs/cifar10.py'
 
 
-def command(*flags, module='gmvq_jax.main'):
-  return [sys.executable, '-m', module, *map(str, flags)]
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, photographs):
+  """A run of the command line: its fields, work directory and result."""
+  path = tmp_path_factory.mktemp('run')
+  fields = {
+      'data_name': tiny.save_images(path, photographs),
+      'num_steps': 64,
+      'eval_every_steps': 24,
+      'checkpoint_every_steps': 8,
+  }
+  whole = path / 'whole'
+  result = run_here(CIFAR10, *tiny.flags(**fields), f'--workdir={whole}')
+  assert result.returncode == 0, result.stderr
+  return fields, whole, result
 
 
-def call(*flags, module='gmvq_jax.main', **env):
-  return subprocess.run(
-      command(*flags, module=module),
+def train_here(fields, workdir):
+  """Continues a run in this process; evaluates and reports nothing."""
+  train.run(tiny.config(**fields), str(workdir), test=False)
+
+
+def records(workdir):
+  """Returns metrics.jsonl, without the test split."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [
+      record for record in map(json.loads, lines)
+      if record.get('split') != 'test'
+  ]  # fmt: skip
+
+
+# A program that kills itself when it has written the metrics of a step.
+KILLED = """
+import os, runpy, signal, sys
+from gmvq_jax import metrics
+
+def write(self, step, *args, of=metrics.Writer.write, **kwargs):
+  of(self, step, *args, **kwargs)
+  if step == last:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+metrics.Writer.write = write
+last = int(sys.argv.pop(1))
+runpy.run_module('gmvq_jax.main', run_name='__main__', alter_sys=True)
+"""
+
+
+def kill_at(step, *flags):
+  """Runs in a process that is killed once it has logged a step."""
+  result = subprocess.run(
+      [sys.executable, '-c', KILLED, str(step), *flags],
       cwd=ROOT,
-      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'} | env,
       capture_output=True,
       text=True,
       timeout=300,
   )
-
-
-def start(*flags):
-  return subprocess.Popen(
-      command(*flags),
-      cwd=ROOT,
-      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-  )
-
-
-@pytest.fixture
-def name(tmp_path, photographs):
-  return tiny.save_images(tmp_path, photographs)
-
-
-def records(workdir):
-  """Returns metrics.jsonl as far as it is written."""
-  try:
-    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  except FileNotFoundError:
-    return []
-  return [json.loads(line) for line in lines if line.endswith('}')]
-
-
-def wait_for_step(process, workdir, step):
-  for _ in range(3000):
-    if any(r['step'] >= step for r in records(workdir)):
-      return
-    if process.poll() is not None:
-      break
-    time.sleep(0.05)
-  raise AssertionError(process.communicate())
-
-
-def without_rate(summary):
-  return {k: v for k, v in summary.items() if k != 'images_per_second'}
-
-
-def test_killed_runs_continue_exactly(name, tmp_path):
-  """SIGKILL twice, and Ctrl-C once: parameters and metrics bit for bit."""
-  flags = [
-      CIFAR10,
-      *tiny.flags(
-          name, num_steps=240, eval_every_steps=60, checkpoint_every_steps=20
-      ),
-  ]
-  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  result = call(*flags, f'--workdir={whole}')
-  assert result.returncode == 0, result.stderr
+  assert result.returncode == -signal.SIGKILL, result.stderr
   assert result.stderr == ''
 
-  for step, number in ((30, signal.SIGKILL), (90, signal.SIGINT),
-                       (150, signal.SIGKILL)):
-    process = start(*flags, f'--workdir={parts}')
-    wait_for_step(process, parts, step)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert not (parts / 'summary.json').exists(), 'ended before the signal'
-    if number == signal.SIGINT:
-      assert process.returncode == 0, err
-      assert 'The same command continues.' in out
-  result = call(*flags, f'--workdir={parts}')
+
+def stop_at(step, number, *flags):
+  """Runs in this process, which gets a signal once it has logged a step."""
+  write, sent = metrics_lib.Writer.write, []
+
+  def then(self, logged, *args, **kwargs):
+    write(self, logged, *args, **kwargs)
+    if logged == step and not sent:
+      sent.append(number)
+      os.kill(os.getpid(), number)
+
+  with mock.patch.object(metrics_lib.Writer, 'write', then):
+    result = run_here(*flags)
   assert result.returncode == 0, result.stderr
-  assert 'from step 0' not in result.stdout
-  summaries = [
-      json.loads((d / 'summary.json').read_text()) for d in (whole, parts)
-  ]
-  assert without_rate(summaries[0]) == without_rate(summaries[1])
-  assert records(whole) == records(parts)
+  assert 'The same command continues.' in result.stdout, number
+  return result
 
-  assert result.stdout.endswith(f'Report: {parts}/report.html\n')
 
-  # And what is there can be evaluated, with nothing but its directory.
-  result = call('--mode=evaluate', f'--workdir={parts}')
+def test_stopped_runs_continue_exactly(run, tmp_path):
+  """After SIGKILL, Ctrl-C and SIGTERM: the same metrics, bit for bit."""
+  fields, whole, _ = run
+  parts = tmp_path / 'parts'
+  flags = [CIFAR10, *tiny.flags(**fields), f'--workdir={parts}']
+  kill_at(20, *flags)
+  assert 'from step 0' not in stop_at(28, signal.SIGINT, *flags).stdout
+  if os.environ.get('GMVQ_JAX_TESTS') == 'all':
+    kill_at(44, *flags)
+  stop_at(52, signal.SIGTERM, *flags)
+  assert records(parts)[-1]['step'] == 52
+  train_here(fields, parts)
+  assert records(parts) == records(whole)
+
+
+def test_a_run_reports_and_can_be_evaluated_with_its_directory_alone(run):
+  _, whole, trained = run
+  assert trained.stderr == ''
+  assert trained.stdout.endswith(f'Report: {whole}/report.html\n')
+  result = run_here('--mode=evaluate', f'--workdir={whole}')
   assert result.returncode == 0, result.stderr
-  assert json.loads(result.stdout) == without_rate(summaries[0])
+  summary = json.loads((whole / 'summary.json').read_text())
+  del summary['images_per_second']
+  assert json.loads(result.stdout) == summary
 
 
-def test_a_damaged_checkpoint_is_named_and_done_again(name, tmp_path):
-  flags = [CIFAR10, *tiny.flags(name), f'--workdir={tmp_path}/run']
-  once = call(*flags)
-  assert once.returncode == 0, once.stderr
-  summary = tmp_path / 'run' / 'summary.json'
-  before = json.loads(summary.read_text())
-  summary.unlink()
-  for path in (tmp_path / 'run' / 'checkpoints' / '12').rglob('d/*'):
+def test_two_runs_do_not_share_a_directory(run, tmp_path):
+  """Of two processes; the second one ends as every mistake does."""
+  flags = [CIFAR10, *tiny.flags(**run[0]), f'--workdir={tmp_path}/run']
+  with workdir_lib.lock(workdir_lib.create(f'{tmp_path}/run')):
+    assert_one_line(call(*flags), 'another run is using it')
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_damaged_checkpoint_is_named_and_done_again(
+    run, tmp_path, caplog, capsys
+):
+  fields, whole, _ = run
+  shutil.copytree(whole, tmp_path / 'run')
+  (tmp_path / 'run' / 'summary.json').unlink()
+  for path in (tmp_path / 'run' / 'checkpoints' / '64').rglob('d/*'):
     path.write_bytes(b'')
-  again = call(*flags)
-  assert again.returncode == 0, again.stderr
-  named, moved = again.stderr.splitlines()
-  assert named.startswith('Checkpoint 12')
+  train_here(fields, tmp_path / 'run')
+  named, moved = caplog.messages
+  assert named.startswith('Checkpoint 64')
   assert 'damaged_checkpoints' in moved
-  assert 'from step 8' in again.stdout
-  assert without_rate(json.loads(summary.read_text())) == without_rate(before)
-
-
-def test_two_runs_do_not_share_a_directory(name, tmp_path):
-  flags = [CIFAR10, *tiny.flags(name, num_steps=100_000)]
-  first = start(*flags, f'--workdir={tmp_path}/run')
-  try:
-    wait_for_step(first, tmp_path / 'run', 1)
-    second = call(*flags, f'--workdir={tmp_path}/run')
-    assert_one_line(second, 'another run is using it')
-  finally:
-    first.send_signal(signal.SIGTERM)
-    out, err = first.communicate(timeout=60)
-  assert first.returncode == 0, err
-  assert 'The same command continues.' in out
+  assert 'from step 56' in capsys.readouterr().out
+  assert records(tmp_path / 'run') == records(whole)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A file system of 5 MiB."""
+  """A file system of 0.5 MiB."""
   disk = tmp_path / 'disk'
   disk.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=5m', 'tmpfs', str(disk)]
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=512k', 'tmpfs', str(disk)]
   if subprocess.run(mount, capture_output=True).returncode:
     pytest.skip('not allowed to mount')
   yield disk
   subprocess.run(['umount', '-l', str(disk)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(name, tmp_path, small_disk):
-  """Room for some checkpoints; after room is made the run ends as any other."""
-  flags = [
-      CIFAR10,
-      *tiny.flags(name, num_steps=40, quantizer__num_codes=4096,
-                  kmeans__images=300, quantizer__dim=64),
-  ]
-  result = call(*flags, f'--workdir={small_disk}/run')
+def test_a_full_disk_is_one_line_and_loses_nothing(run, small_disk, capsys):
+  """Room for some checkpoints; with more room the run ends as any other."""
+  fields, whole, _ = run
+  result = run_here(
+      CIFAR10, *tiny.flags(**fields), f'--workdir={small_disk}/run'
+  )
   assert result.returncode, result.stdout
   (line,) = result.stderr.splitlines()
   assert line.startswith('error: ')
   assert 'No space left' in line or 'checkpoint cannot be written' in line
   larger = ['mount', '-o', 'remount,size=200m', str(small_disk)]
   subprocess.run(larger, check=True)
-  result = call(*flags, f'--workdir={small_disk}/run')
-  assert result.returncode == 0, result.stderr
-  whole = call(*flags, f'--workdir={tmp_path}/whole')
-  assert whole.returncode == 0, whole.stderr
-  summaries = [
-      json.loads((d / 'summary.json').read_text())
-      for d in (small_disk / 'run', tmp_path / 'whole')
-  ]
-  assert without_rate(summaries[0]) == without_rate(summaries[1])
+  train_here(fields, small_disk / 'run')
+  assert 'from step 0' not in capsys.readouterr().out
+  assert records(small_disk / 'run') == records(whole)
 
 
-def test_a_read_only_disk_is_one_line(name, small_disk):
+def test_a_read_only_disk_is_one_line(run, small_disk):
   read_only = ['mount', '-o', 'remount,ro', str(small_disk)]
   subprocess.run(read_only, check=True)
-  flags = [CIFAR10, *tiny.flags(name), f'--workdir={small_disk}/run']
-  assert_one_line(call(*flags), 'cannot be written to')
+  flags = tiny.flags(**run[0])
+  result = run_here(CIFAR10, *flags, f'--workdir={small_disk}/run')
+  assert_one_line(result, 'cannot be written to')
 
 
-def test_the_first_run_needs_nothing(tmp_path):
-  """The configuration of the README's first command, made short."""
+def test_the_first_run_needs_no_data_set(tmp_path, monkeypatch):
+  """The configuration of the README's first command, with smaller images."""
+  pytest.importorskip('sklearn')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  config = named_configs.load('quickstart')['get_config']()
+  config.data.size = 16
+  quickstart = experiment.Experiment(config)
+  assert quickstart.splits.train.shape == (8192, 16, 16, 3)
+  with contextlib.closing(quickstart.batches()) as batches:
+    assert next(batches).shape == (64, 16, 16, 3)
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme(tmp_path):
+  """In a process of its own, with a report."""
   pytest.importorskip('sklearn')
   result = call(
       '--config=configs/quickstart.py',
@@ -198,16 +217,6 @@ def test_the_first_run_needs_nothing(tmp_path):
   )
   assert result.returncode == 0, result.stderr
   assert '8192 images' in result.stdout
-  assert result.stdout.endswith(f'Report: {tmp_path}/run/report.html\n')
-
-
-def assert_one_line(result, message):
-  """A mistake is one line that says what was wrong, and exit code 2."""
-  assert result.returncode == 2, result
-  lines = [line for line in result.stderr.splitlines() if line.strip()]
-  assert len(lines) == 1, result.stderr
-  assert lines[0].startswith('error: ')
-  assert message in lines[0]
 
 
 MISTAKES = {
@@ -264,15 +273,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('case', MISTAKES)
-def test_a_mistake_is_one_line(case, tmp_path, photographs):
+def test_a_mistake_is_one_line(case, tmp_path, run):
   flags, message = MISTAKES[case]
-  data_name = tiny.save_images(tmp_path, photographs)
   replaced = []
   for flag in flags:
     if flag == 'DATA':
-      replaced.append(f'--config.data.name={data_name}')
+      replaced.append(f'--config.data.name={run[0]["data_name"]}')
     else:
       replaced.append(flag.replace('WORKDIR', str(tmp_path / 'run')))
-  result = call(*replaced, JAX_NUM_CPU_DEVICES='8')
-  assert_one_line(result, message)
+  assert_one_line(run_here(*replaced), message)
   assert not (tmp_path / 'run' / 'config.json').exists()

@@ -1,15 +1,13 @@
 """Mistakes that users make: whole command lines, and the line each gets."""
 
-from concurrent import futures
 import json
-import subprocess
 from unittest import mock
 
 from absl import app
+import commands
 import jax
 import numpy as np
 import pytest
-import test_main
 import tiny
 
 from gmvq_jax import command_line
@@ -19,7 +17,7 @@ from gmvq_jax import workdir
 
 CIFAR10 = '--config=configs/cifar10.py'
 # The arguments, and what is said. What begins with no dash is a field of a run
-# that would be right without; DIR is what `prepare` makes.
+# that would be right without; DIR is `folder`.
 MISTAKES = {
     # The configuration.
     'field of another method': (
@@ -104,8 +102,10 @@ MISTAKES = {
 }
 
 
-def prepare(folder, photographs):
-  """Writes what the command lines name."""
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, photographs):
+  """The directory DIR."""
+  folder = tmp_path_factory.mktemp('mistakes')
   (folder / 'empty').mkdir()
   np.save(folder / 'floats.npy', np.zeros((20, 16, 16, 3), np.float32))
   name = tiny.save_images(folder, photographs)
@@ -120,33 +120,24 @@ def prepare(folder, photographs):
     (folder / run).mkdir()
     (folder / run / 'config.json').write_text(content)
   (folder / 'started' / 'summary.json').write_text('{"mse": 0.0')
-  return name
+  return folder
 
 
-def test_a_command_line_with_a_mistake_gets_one_line(tmp_path, photographs):
-  name = prepare(tmp_path, photographs)
-
-  def call(case):
-    arguments, said = MISTAKES[case]
-    whole = [argument for argument in arguments if argument.startswith('-')]
-    fields = [f'--config.{a}' for a in arguments if a not in whole]
-    begins = {argument.partition('=')[0] for argument in whole}
-    start = []
-    if not begins & {'--config', '--mode'}:
-      start = [CIFAR10, *tiny.flags(name)]
-    if '--workdir' not in begins:
-      start.append(f'--workdir=DIR/{case}')
-    command = [a.replace('DIR', f'{tmp_path}') for a in start + whole + fields]
-    try:
-      result = test_main.call(*command)
-      test_main.assert_one_line(result, said.replace('DIR', str(tmp_path)))
-    except (AssertionError, subprocess.TimeoutExpired) as error:
-      return case, error
-    return None
-
-  with futures.ThreadPoolExecutor(2) as pool:
-    wrong = list(filter(None, pool.map(call, MISTAKES)))
-  assert not wrong, '\n'.join(f'{case}: {error}' for case, error in wrong)
+@pytest.mark.parametrize('case', MISTAKES)
+def test_a_command_line_with_a_mistake_gets_one_line(case, folder):
+  arguments, said = MISTAKES[case]
+  whole = [argument for argument in arguments if argument.startswith('-')]
+  fields = [f'--config.{a}' for a in arguments if a not in whole]
+  begins = {argument.partition('=')[0] for argument in whole}
+  first = []
+  if not begins & {'--config', '--mode'}:
+    first = [CIFAR10, *tiny.flags(f'array:{folder}/images.npz')]
+  if '--workdir' not in begins:
+    first.append(f'--workdir=DIR/{case}')
+  flags = [a.replace('DIR', str(folder)) for a in first + whole + fields]
+  # Processes that never met cannot be forgotten by this one.
+  run = commands.call if '--distributed' in flags else commands.run_here
+  commands.assert_one_line(run(*flags), said.replace('DIR', str(folder)))
 
 
 @pytest.mark.parametrize('content', ['[]', '1', '{"a.b": 1}', '{"__init__": 1}',

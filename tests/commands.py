@@ -1,0 +1,131 @@
+"""Programs of the package: run in this process, or in processes of their own.
+
+A process takes three seconds to start, so most tests use `run_here`.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+from unittest import mock
+import warnings
+
+from absl import app
+from absl import flags
+from absl import logging as absl_logging
+from absl.testing import flagsaver
+
+ROOT = pathlib.Path(__file__).parent.parent
+app.define_help_flags()  # Before the first program, so that they stay.
+
+
+def command(*arguments, module='gmvq_jax.main'):
+  return [sys.executable, '-m', module, *map(str, arguments)]
+
+
+def call(*arguments, module='gmvq_jax.main', **env):
+  """Runs `python -m MODULE` on one device, in a process of its own."""
+  return subprocess.run(
+      command(*arguments, module=module),
+      cwd=ROOT,
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'} | env,
+      capture_output=True,
+      text=True,
+      timeout=300,
+  )
+
+
+def start(*arguments):
+  """Starts what `call` runs."""
+  return subprocess.Popen(
+      command(*arguments),
+      cwd=ROOT,
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+  )
+
+
+def run_here(*arguments, module='gmvq_jax.main'):
+  """Runs what `python -m MODULE` runs in this process, on its eight devices.
+
+  Returns the same as `call`; an exception that would be a traceback is raised.
+  """
+  path = importlib.util.find_spec(module).origin
+  argv, out, err = [path, *map(str, arguments)], io.StringIO(), io.StringIO()
+  with (
+      _flags_of_a_new_process(),
+      _logging_kept(),
+      mock.patch.object(sys, 'argv', argv),
+      contextlib.redirect_stdout(out),
+      contextlib.redirect_stderr(err),
+      warnings.catch_warnings(),
+  ):
+    warnings.filterwarnings('ignore', 'the load_module')  # ml_collections'.
+    code = 0
+    try:
+      runpy.run_path(path, run_name='__main__')
+    except SystemExit as error:
+      code = error.code or 0
+  return subprocess.CompletedProcess(
+      argv, code, out.getvalue(), err.getvalue()
+  )
+
+
+@contextlib.contextmanager
+def _flags_of_a_new_process():
+  """Removes the flags of the package while a program defines its own."""
+  values = vars(flags.FLAGS)
+  saved = {name: _copy(value) for name, value in values.items()}
+  with flagsaver.flagsaver():
+    for module, defined in saved['__flags_by_module'].items():
+      if module.startswith('gmvq_jax'):
+        flags.FLAGS.remove_flag_values([flag.name for flag in defined])
+    try:
+      yield
+    finally:
+      values.clear()
+      values.update(saved)
+
+
+def _copy(value):
+  """Copies the tables of absl's flags: of flags, or of lists of flags."""
+  if isinstance(value, dict):
+    return {key: _copy(inner) for key, inner in value.items()}
+  return value[:] if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def _logging_kept():
+  """Undoes what `command_line.run` does to logging."""
+  loggers = [logging.getLogger(), logging.getLogger('gmvq_jax')]
+  saved = [
+      (logger.handlers[:], logger.level, logger.propagate) for logger in loggers
+  ]
+  verbosity = absl_logging.get_verbosity()
+  hook = sys.unraisablehook
+  try:
+    yield
+  finally:
+    sys.unraisablehook = hook
+    absl_logging.set_verbosity(verbosity)
+    for logger, (handlers, level, propagate) in zip(
+        loggers, saved, strict=True
+    ):
+      logger.handlers[:], logger.propagate = handlers, propagate
+      logger.setLevel(level)
+
+
+def assert_one_line(result, message, code=2):
+  """A mistake is one line that says what was wrong, and exit code 2."""
+  assert result.returncode == code, result
+  lines = [line for line in result.stderr.splitlines() if line.strip()]
+  assert len(lines) == 1, result.stderr
+  assert lines[0].startswith('error: ')
+  assert message in lines[0]
