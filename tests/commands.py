@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import runpy
+import signal
 import subprocess
 import sys
 from unittest import mock
@@ -76,6 +77,44 @@ def run_here(*arguments, module='gmvq_jax.main'):
   return subprocess.CompletedProcess(
       argv, code, out.getvalue(), err.getvalue()
   )
+
+
+@contextlib.contextmanager
+def signal_after(calls, owner, name, number=signal.SIGKILL):
+  """Sends a signal to this process after so many calls of a function."""
+  function, made = getattr(owner, name), []
+
+  def count(*args, **kwargs):
+    result = function(*args, **kwargs)
+    made.append(None)
+    if len(made) == calls:
+      os.kill(os.getpid(), number)
+    return result
+
+  with mock.patch.object(owner, name, count):
+    yield
+
+
+def kill_after(calls, owner, name, *arguments):
+  """Runs `gmvq_jax.main` in a process that kills itself; see `signal_after`.
+
+  `owner` is a module, or MODULE:CLASS.
+  """
+  program = f"""
+import commands, pkgutil, runpy
+with commands.signal_after({calls}, pkgutil.resolve_name('{owner}'), '{name}'):
+  runpy.run_module('gmvq_jax.main', run_name='__main__', alter_sys=True)
+"""
+  result = subprocess.run(
+      [sys.executable, '-c', program, *arguments],
+      cwd=ROOT,
+      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parent)},
+      capture_output=True,
+      text=True,
+      timeout=300,
+  )
+  assert result.returncode == -signal.SIGKILL, result.stderr
+  assert result.stderr == ''
 
 
 @contextlib.contextmanager

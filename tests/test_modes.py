@@ -2,15 +2,15 @@
 
 import json
 import signal
-import time
 
+import commands
 import numpy as np
 from PIL import Image
 import pytest
-import test_main
 import test_processes
 
 import gmvq_jax
+from gmvq_jax import codes as codes_lib
 from gmvq_jax import errors
 from gmvq_jax import modes
 
@@ -18,7 +18,7 @@ NOTHING = modes.Options(None, '', '', '', False, 0, None, None)
 
 
 def call(*flags):
-  result = test_main.call(*flags)
+  result = commands.run_here(*flags)
   assert result.returncode == 0, result.stderr
   return result.stdout
 
@@ -55,55 +55,54 @@ def test_there_and_back_again(trained, tmp_path):
   assert (tmp_path / 'page.html').exists()
 
 
-@pytest.fixture
-def many(trained, tmp_path):
-  """More images than fit into a file of codes, and what encodes them."""
-  np.save(tmp_path / 'many.npy', np.tile(trained[1], (400, 1, 1, 1)))
-  return [
+@pytest.fixture(scope='module')
+def many(trained, tmp_path_factory):
+  """What encodes more images than a file of codes holds, and its files."""
+  path = tmp_path_factory.mktemp('many')
+  np.save(path / 'many.npy', np.tile(trained[1], (150, 1, 1, 1)))
+  flags = [
       '--mode=encode',
       f'--workdir={trained[0]}',
-      f'--input=array:{tmp_path}/many.npy',
+      f'--input=array:{path}/many.npy',
   ]
+  call(*flags, f'--output={path}/codes')
+  return flags, files_of(path / 'codes')
 
 
-def records(path):
+def files_of(path):
   return {p.name: p.read_bytes() for p in path.glob('*.array_record')}
 
 
 def test_killed_encoding_continues(many, tmp_path):
   """SIGKILL, then Ctrl-C, each after another file; then to the end."""
-  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  call(*many, f'--output={whole}')
-  assert len(records(whole)) == 6
-  for number in (signal.SIGKILL, signal.SIGINT):
-    before = len(records(parts))
-    process = test_main.start(*many, f'--output={parts}')
-    while len(records(parts)) == before:
-      assert process.poll() is None, process.communicate()
-      time.sleep(0.01)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    if number == signal.SIGINT and process.returncode:
-      assert err.splitlines()[-1] == (
-          'error: interrupted; the same command continues'
-      )
-      assert 'Traceback' not in err
-  call(*many, f'--output={parts}')
-  assert records(parts) == records(whole)
-  assert {p.suffix for p in parts.iterdir() if p.name != '.lock'} == {
-      '.json', '.array_record',
-  }  # fmt: skip
+  flags, whole = many
+  assert len(whole) == 3
+  flags = [*flags, f'--output={tmp_path}/codes']
+  commands.kill_after(1, 'gmvq_jax.codes', 'write_shard', *flags)
+  assert len(files_of(tmp_path / 'codes')) == 1
+  with commands.signal_after(1, codes_lib, 'write_shard', signal.SIGINT):
+    result = commands.run_here(*flags)
+  assert result.returncode == 130
+  assert result.stderr.splitlines()[-1] == (
+      'error: interrupted; the same command continues'
+  )
+  assert len(files_of(tmp_path / 'codes')) == 2
+  call(*flags)
+  assert files_of(tmp_path / 'codes') == whole
+  assert {
+      p.suffix for p in (tmp_path / 'codes').iterdir() if p.name != '.lock'
+  } == {'.json', '.array_record'}
 
 
 def test_two_processes_share_the_work(many, tmp_path):
-  call(*many, f'--output={tmp_path}/one')
+  flags, whole = many
   first, second = test_processes.finish(
-      test_processes.start([*many, f'--output={tmp_path}/two'], 2, 2)
+      test_processes.start([*flags, f'--output={tmp_path}/codes'], 2, 2)
   )
-  assert records(tmp_path / 'two') == records(tmp_path / 'one')
+  assert files_of(tmp_path / 'codes') == whole
   # Gloo writes to standard output too.
-  assert json.loads(first[first.index('{') :])['images'] == 24000
-  assert '{' not in second  # One speaks for all.
+  assert json.loads(first[first.index('{') :])['images'] == 9000
+  assert '{' not in second  # Only the first process prints.
 
 
 def test_messages_speak_of_the_flags_of_the_mode(trained, tmp_path):
