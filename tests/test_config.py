@@ -99,12 +99,12 @@ def test_one_line_names_the_field_and_what_was_given(field, value):
 
 
 def test_whatever_is_given_validate_passes_or_says_why():
-  """Thousands of configurations with a few fields at random."""
+  """Hundreds of configurations with a few fields at random."""
   random.seed(0)
   values = [0, 1, -1, 7, 0.5, -0.5, 1e30, float('nan'), '', 'x', True, None, []]
   fields = list(config_lib.flatten(tiny.config('array:x.npy')))
   refused = 0
-  for _ in range(2000):
+  for _ in range(500):
     config = tiny.config('array:x.npy')
     with config.unlocked(), config.ignore_type():
       for field in random.sample(fields, 2):
@@ -113,7 +113,7 @@ def test_whatever_is_given_validate_passes_or_says_why():
       config_lib.validate(config)
     except errors.UserError:
       refused += 1
-  assert 1000 < refused < 2000
+  assert 250 < refused < 500
 
 
 def test_missing_fields_are_named():
