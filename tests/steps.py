@@ -1,11 +1,13 @@
-"""Steps of training from one start, on whatever devices there are.
+"""Training steps from one initial state, on any devices.
 
 `python tests/steps.py OUTPUT.npz one|many` is one of several processes that
-take them together; `test_devices.py` compares.
+train together; `test_devices.py` compares their results.
 """
 
+import functools
 import sys
 
+import compositions
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from gmvq_jax import programs
 from gmvq_jax import schedules
 from gmvq_jax import train_step
 
-# Names of configurations, and fields of their quantizers.
+# Names of methods or of `compositions.EXAMPLES`, and fields of the quantizer.
 METHODS = {
     'gmvq': {},
     'gmvq tiled': {'assignment': 'tiled'},
@@ -36,9 +38,11 @@ METHODS = {
     'lfq': {},
     'diveq': {},
     'simvq+rotation': {},
+    'residual vqvae+ema+replace': {},
+    'residual shared ema': {},
 }
 _BATCH, _STEPS = 16, 20
-# Compiling is most of the work.
+# Compilation takes most of the time.
 _QUICKLY = {
     'xla_backend_optimization_level': 0,
     'xla_llvm_disable_expensive_passes': True,
@@ -46,19 +50,19 @@ _QUICKLY = {
 
 
 def one(method, mesh):
-  """Returns metrics and state after one step, float32.
+  """Returns metrics and state after one step of SGD, float32.
 
-  Of gradient descent at rate 1: parameters move by their gradients, which AdamW
-  would divide by themselves, and so by rounding where they are 0.
+  The learning rate is 1, so parameters change by their gradients. AdamW would
+  divide a gradient that is only rounding by itself.
   """
   with jax.enable_x64(False):
-    return _take(method, mesh, jnp.float32, [1], optax.sgd(1.0))[0]
+    return _train(method, mesh, jnp.float32, [1], sgd=True)[0]
 
 
 def many(method, mesh):
-  """Returns metrics and state after one and after twenty steps, float64."""
+  """Returns metrics and state after 1 and 20 steps of AdamW, float64."""
   with jax.enable_x64(True):
-    return _take(method, mesh, jnp.float64, [1, _STEPS])
+    return _train(method, mesh, jnp.float64, [1, _STEPS])
 
 
 def flat(tree):
@@ -69,24 +73,10 @@ def flat(tree):
   }
 
 
-def _take(method, mesh, dtype, after, optimizer=None):
-  model, adamw = _build(method, dtype)
-  optimizer = optimizer or adamw
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (_STEPS, _BATCH, 8, 8, 3), np.uint8)
-
-  def init(key):
-    state = train_step.init_state(
-        key, model, optimizer, images[0], kmeans=False
-    )
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, state
-    )
-
-  # From one device, as programs for several may differ in their rounding.
-  state = jax.device_get(jax.jit(init)(jax.random.key(0)))
+def _train(method, mesh, dtype, after, *, sgd=False):
+  model, optimizer, state = _initial(method, dtype, sgd)
   state = distributed.replicate(state, mesh)
-  batches = [distributed.divide(batch, mesh) for batch in images]
+  batches = [distributed.divide(batch, mesh) for batch in _images()]
   step = (
       train_step.make_train_step(
           model, optimizer, schedules.temperature(1.0, 0.5, _STEPS)
@@ -102,24 +92,76 @@ def _take(method, mesh, dtype, after, optimizer=None):
   return results
 
 
+@functools.cache
+def _images():
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (_STEPS, _BATCH, 8, 8, 3), np.uint8)
+
+
+@functools.cache
+def _initial(method, dtype, sgd):
+  """Returns the model, the optimizer, and the state before the first step."""
+  model, optimizer = _build(method, dtype)
+  if sgd:
+    optimizer = optax.sgd(1.0)
+
+  # Of the networks only the shapes are those of a state: to compile their
+  # initialisation takes as long as a step.
+  shapes = jax.eval_shape(
+      lambda key: train_step.init_state(
+          key, model, optimizer, _images()[0], kmeans=False
+      ),
+      jax.random.key(0),
+  )
+  rng = np.random.default_rng(0)
+
+  def arrays(tree, sample):
+    return jax.tree.map(lambda x: np.asarray(sample(x.shape), x.dtype), tree)
+
+  params, state = jax.jit(model.quantizer.init)(jax.random.key(0))
+  variables = shapes.variables
+  params = arrays(variables.params, lambda n: rng.normal(0, 0.3, n)) | {
+      'quantizer': params
+  }
+  result = arrays(shapes, np.zeros)._replace(
+      key=np.arange(2, dtype=np.uint32),
+      variables=variables._replace(
+          params=params,
+          batch_stats=arrays(variables.batch_stats, np.ones),
+          quantizer_state=state,
+      ),
+  )
+  result = jax.tree.map(
+      lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x,
+      jax.device_get(result),
+  )
+  return model, optimizer, result
+
+
 def _build(method, dtype):
-  """Returns a small model of a method, and its optimiser."""
+  """Returns a small model of a method, and its optimizer."""
+  composed = compositions.EXAMPLES.get(method)
   config = tiny.config('', network__num_downsamplings=1, network__width=4)
   config.network.dtype = dtype.dtype.name
-  # Once for all methods, as they compile longer with it.
-  config.network.batch_norm = method == 'gmvq'
-  config.quantizer = config_lib.quantizer_config(method.split()[0])
+  # For one method only: batch norms take long to compile.
+  config.network.batch_norm = method == 'gmvq tiled'
+  config.quantizer = config_lib.quantizer_config(
+      'vqvae' if composed else method.split()[0]
+  )
   sizes = {'num_codes': 16, 'dim': 4}
   for field, value in (sizes | METHODS[method]).items():
     if field in config.quantizer:
       config.quantizer[field] = value
   numbers = programs.numbers_of(config)
   model, optimizer, _ = programs.build(config, numbers, 3, _STEPS)
+  if composed:
+    assert composed.heads == model.quantizer.heads
+    model = model._replace(quantizer=composed)
   return model, optimizer
 
 
 def main(path, take):
-  """Writes what comes of all methods on all devices."""
+  """Writes the results of all methods on all devices."""
   mesh = distributed.data_mesh()
   results = {
       f'{method}: {name}': value
