@@ -6,6 +6,7 @@ import re
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 README = pathlib.Path('README.md').read_text()
 PROGRAMS = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
@@ -18,28 +19,38 @@ def run(program):
 
 
 def test_the_model_runs():
-  names = run(PROGRAMS[0])
-  model = names['Autoencoder']()
-  x = jax.random.normal(jax.random.key(0), (5, 7))
-  variables = model.init(jax.random.key(1), x)
-  y, quantized = model.apply(
-      variables,
-      x,
-      temperature=1.0,
-      train=True,
-      rngs={'quantizer': jax.random.key(2)},
-  )
+  model = run(PROGRAMS[0])['Autoencoder']()
+  x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+
+  @jax.jit
+  def init_and_apply():
+    key, noise_key = jax.random.split(jax.random.key(0))
+    return model.apply(
+        model.init(key, x),
+        x,
+        temperature=1.0,
+        train=True,
+        rngs={'quantizer': noise_key},
+    )
+
+  y, quantized = init_and_apply()
   chex.assert_equal_shape([x, y])
   chex.assert_shape(quantized.codes, (5,))
-  assert jnp.isfinite(quantized.loss)
+  assert np.isfinite(quantized.loss)
 
 
 def test_the_composition_is_what_it_says():
   quantizer = run(PROGRAMS[1])['quantizer']
-  params, state = quantizer.init(jax.random.key(0))
-  quantized, _ = quantizer.apply(params, state, jnp.ones((2, 3, 512)))
+
+  @jax.jit
+  def init_and_apply():
+    params, state = quantizer.init(jax.random.key(0))
+    return quantizer.apply(params, state, jnp.ones((2, 3, 512)))[0]
+
+  quantized = init_and_apply()
   chex.assert_shape(quantized.codes, (2, 3, 2, 8))
   chex.assert_shape(quantized.z, (2, 3, 512))
+  assert np.all(np.isfinite(quantized.z))
 
 
 def test_every_link_leads_somewhere():
