@@ -1,5 +1,9 @@
-"""GM-VQ in float64 NumPy, straight from the paper, loops and all."""
+"""GM-VQ in float64 NumPy, straight from the paper, loops and all.
 
+And derivatives by finite differences.
+"""
+
+import jax
 import numpy as np
 
 
@@ -51,4 +55,51 @@ def latent_aggregated(z, q_c, codebook):
   """E|z - mu_c|^2 over c ~ q(c)."""
   return sum(
       q * np.sum((z - mu) ** 2) for q, mu in zip(q_c, codebook, strict=True)
+  )
+
+
+def check_derivatives(function, *arrays, eps=1e-6, tolerance=1e-5):
+  """Compares derivatives with central differences, in float64.
+
+  Forward mode for each output, then backward mode, in a random direction.
+
+  Args:
+    function: of the arrays; returns `{name: array}`.
+    *arrays: float64.
+    eps: of the differences.
+    tolerance: absolute and relative.
+  """
+  rng = np.random.default_rng(0)
+  tangents = tuple(rng.normal(size=np.shape(x)) for x in arrays)
+  cotangents = {
+      name: rng.normal(size=output.shape)
+      for name, output in jax.eval_shape(function, *arrays).items()
+  }
+
+  @jax.jit
+  def differentiate(arrays):
+    values, forward = jax.jvp(function, arrays, tangents)
+    _, pullback = jax.vjp(function, *arrays)
+    return values, forward, pullback(cotangents)
+
+  def moved(step):
+    pairs = zip(arrays, tangents, strict=True)
+    return differentiate(tuple(x + step * t for x, t in pairs))[0]
+
+  _, forward, backward = jax.device_get(differentiate(arrays))
+  above, below = jax.device_get((moved(eps), moved(-eps)))
+  projected = 0.0
+  for name, cotangent in cotangents.items():
+    numerical = (above[name] - below[name]) / (2 * eps)
+    np.testing.assert_allclose(
+        forward[name], numerical, tolerance, tolerance, err_msg=name
+    )
+    projected += np.sum(cotangent * numerical)
+  pairs = zip(backward, tangents, strict=True)
+  np.testing.assert_allclose(
+      sum(np.sum(g * t) for g, t in pairs),
+      projected,
+      tolerance,
+      tolerance,
+      err_msg='backward mode',
   )
