@@ -4,10 +4,11 @@ import json
 import math
 import pathlib
 
+import commands
+import jax
 import numpy as np
 from PIL import Image
 import pytest
-import test_main
 import tiny
 
 from gmvq_jax import bounds
@@ -15,27 +16,34 @@ from gmvq_jax import encoding
 from gmvq_jax import errors
 from gmvq_jax import generative
 from gmvq_jax import likelihood
+from gmvq_jax import stored
 from gmvq_jax import tokenizer as tokenizer_lib
-from gmvq_jax import train
+from gmvq_jax import weights
 from gmvq_jax import workdir as workdir_lib
 
 
-@pytest.fixture
-def loaded(trained, tmp_path):
+@pytest.fixture(scope='module')
+def loaded(trained, tmp_path_factory):
   """A tokenizer, and nine images."""
   workdir, images = trained
-  np.save(tmp_path / 'images.npy', images[:9])
+  path = tmp_path_factory.mktemp('images') / 'images.npy'
+  np.save(path, images[:9])
   tokenizer = tokenizer_lib.Tokenizer.load(workdir)
-  return tokenizer, encoding.load_images(
-      tokenizer, f'array:{tmp_path}/images.npy'
-  )
+  return tokenizer, encoding.load_images(tokenizer, f'array:{path}')
 
 
 def bound(loaded, output, **options):
   tokenizer, images = loaded
   variances = likelihood.variances_of(tokenizer, '0.05,0.01', 0.5)
-  options = {'num_samples': 20} | options
+  options = {'num_samples': 60} | options
   return likelihood.bound(tokenizer, images, variances, str(output), **options)
+
+
+@pytest.fixture(scope='module')
+def known_bounds(loaded, tmp_path_factory):
+  """The folder of bounds on the nine images, and what `bound` returned."""
+  path = tmp_path_factory.mktemp('found') / 'bounds'
+  return path, bound(loaded, path)
 
 
 def test_the_variances_are_those_of_the_loss(loaded):
@@ -44,19 +52,19 @@ def test_the_variances_are_those_of_the_loss(loaded):
   assert likelihood.variances_of(tokenizer) == ((0.05,), 5.0)
 
 
-def test_bounds_of_a_trained_model(loaded, tmp_path):
-  result = bound(loaded, tmp_path / 'bounds')
-  assert result == json.loads((tmp_path / 'bounds/bounds.json').read_text())
-  assert (tmp_path / 'bounds/bounds.svg').read_text().count('IWAE, k = 20') == 1
-  assert sorted(p.name for p in (tmp_path / 'bounds').iterdir()) == [
+def test_bounds_of_a_trained_model(known_bounds):
+  path, result = known_bounds
+  assert result == json.loads((path / 'bounds.json').read_text())
+  assert (path / 'bounds.svg').read_text().count('IWAE, k = 60') == 1
+  assert sorted(p.name for p in path.iterdir()) == [
       '.lock', 'bounds.json', 'bounds.svg',
   ]  # fmt: skip
   assert list(result['bounds']) == ['0.05', '0.01']
   for found in result['bounds'].values():
     nats = {name: of['nats'] for name, of in found.items() if 'nats' in of}
-    assert {'iwae_1', 'iwae_10', 'iwae_20'} < set(nats)
-    assert nats['elbo'] < nats['iwae_1'] < nats['iwae_10'] < nats['iwae_20']
-    assert nats['albo_repaired'] < nats['iwae_20']
+    assert {'iwae_1', 'iwae_10', 'iwae_60'} < set(nats)
+    assert nats['elbo'] < nats['iwae_1'] < nats['iwae_10'] < nats['iwae_60']
+    assert nats['albo_repaired'] < nats['iwae_60']
     assert nats['albo'] < nats['albo_coupled']
     for of in found.values():
       if 'nats' in of:
@@ -65,46 +73,50 @@ def test_bounds_of_a_trained_model(loaded, tmp_path):
         assert of['nats_se'] > 0
     over = found['albo_coupled_over_best']
     np.testing.assert_allclose(
-        over['mean'], nats['albo_coupled'] - nats['iwae_20'], rtol=1e-4
+        over['mean'], nats['albo_coupled'] - nats['iwae_60'], rtol=1e-4
     )
 
 
-def test_likelihoods_are_of_latents_with_noise(loaded, tmp_path):
+def test_likelihoods_are_of_latents_with_noise(loaded, known_bounds):
   """An independent estimate, by the quantizer's own sampling."""
-  import jax
-
-  from gmvq_jax import autoencoder
-
   tokenizer, images = loaded
-  result = bound(loaded, tmp_path / 'bounds', num_samples=60)
-  model, variables = tokenizer.model, tokenizer.variables
-  x = autoencoder.to_unit(images.images[:])
-  h, _ = model.encode(variables, x)
+  _, result = known_bounds
+  model = tokenizer.model
 
   @jax.jit
-  def error(key):
-    # Training's noise, but the statistics of evaluation.
-    quantized, _ = model.quantize(
-        variables, h, key=key, temperature=1.0, train=True
-    )
-    decoded, _ = model.decode(variables, quantized.z)
-    return ((decoded - x) ** 2).sum(axis=(1, 2, 3))
+  def errors_of_samples(variables, x):
+    h, _ = model.encode(variables, x)
 
-  errors_of = np.array([error(jax.random.key(i)) for i in range(60)])
+    def error(key):
+      # Training's noise, but the statistics of evaluation.
+      quantized, _ = model.quantize(
+          variables, h, key=key, temperature=1.0, train=True
+      )
+      decoded, _ = model.decode(variables, quantized.z)
+      return ((decoded - x) ** 2).sum(axis=(1, 2, 3))
+
+    return jax.lax.map(error, jax.random.split(jax.random.key(0), 60))
+
+  errors_of = np.asarray(
+      errors_of_samples(
+          jax.device_get(tokenizer.variables),
+          images.images[:] / np.float32(255),
+      )
+  )
   expected = bounds.log_likelihood(errors_of, 0.05, data_dim=768)
-  found = result['bounds']['0.05']
-  # What the ELBO has besides it cancels in a difference of variances.
+  # The other terms of the ELBO cancel in a difference of variances.
   other = bounds.log_likelihood(errors_of, 0.01, data_dim=768)
-  difference = found['elbo']['nats'] - result['bounds']['0.01']['elbo']['nats']
-  of_draws = (expected - other).mean(axis=1)
-  tolerance = 5 * of_draws.std() / math.sqrt(60)
-  np.testing.assert_allclose(difference, of_draws.mean(), atol=tolerance)
+  elbos = [of['elbo']['nats'] for of in result['bounds'].values()]
+  difference = elbos[0] - elbos[1]
+  of_samples = (expected - other).mean(axis=1)
+  tolerance = 5 * of_samples.std() / math.sqrt(60)
+  np.testing.assert_allclose(difference, of_samples.mean(), atol=tolerance)
 
 
 def test_batches_change_nothing_and_a_stop_loses_nothing(
-    loaded, tmp_path, monkeypatch
+    loaded, known_bounds, tmp_path, monkeypatch
 ):
-  whole = bound(loaded, tmp_path / 'whole')
+  _, whole = known_bounds
   # A batch of as few images as there are devices.
   monkeypatch.setattr(generative, '_LOGITS', {'cpu': 1})
   written, write = [], workdir_lib.write_json
@@ -125,7 +137,7 @@ def test_batches_change_nothing_and_a_stop_loses_nothing(
       for key, value in of.items():
         np.testing.assert_allclose(
             again['bounds'][variance][name][key], value, rtol=1e-4, atol=1e-2,
-            err_msg=f'{name} {key}',
+            err_msg=f'depends on batches: {name} {key}',
         )  # fmt: skip
   assert bound(loaded, tmp_path / 'parts') == again
   assert len(written) == 3  # Nothing was done.
@@ -141,17 +153,17 @@ def test_batches_change_nothing_and_a_stop_loses_nothing(
     ('', -1.0, r'--latent_variance=-1: must be positive'),
     ('', math.nan, r'--latent_variance=nan: must be positive'),
 ])
-def test_variances_that_are_none(loaded, observation, latent, message):
+def test_invalid_variances(loaded, observation, latent, message):
   with pytest.raises(errors.UserError, match=message):
     likelihood.variances_of(loaded[0], observation, latent)
 
 
-def test_other_quantizers_are_refused(tmp_path, photographs):
+def test_other_quantizers_are_refused():
   config = tiny.method_config('vqvae')
-  config.data.name = tiny.save_images(tmp_path, photographs)
-  config.num_steps = 1
-  train.run(config, str(tmp_path / 'run'), test=False)
-  tokenizer = tokenizer_lib.Tokenizer.load(tmp_path / 'run')
+  tensors = weights.of_model(*tiny.random_model(config))
+  tokenizer = tokenizer_lib.Tokenizer(
+      stored.Stored(config, tensors, (16, 16, 3))
+  )
   with pytest.raises(errors.UserError, match='the model is of vqvae: only'):
     generative.latent_variance_of(tokenizer)
 
@@ -164,7 +176,7 @@ def test_other_posteriors_are_refused(loaded, field, monkeypatch):
     likelihood.variances_of(tokenizer)
 
 
-def test_a_folder_is_a_folder_and_nobody_elses(loaded, tmp_path):
+def test_outputs_that_are_no_folder_or_in_use_are_refused(loaded, tmp_path):
   with pytest.raises(errors.UserError, match='cannot be a .json; give a'):
     bound(loaded, tmp_path / 'bounds.json')
   assert not (tmp_path / 'bounds.json').exists()
@@ -174,51 +186,56 @@ def test_a_folder_is_a_folder_and_nobody_elses(loaded, tmp_path):
       bound(loaded, tmp_path / 'bounds')
 
 
-def test_samples_are_a_sheet(loaded, tmp_path):
+def test_a_sheet_of_samples(loaded, tmp_path):
   tokenizer, images = loaded
   variance = generative.latent_variance_of(tokenizer)
 
-  def draw(name, **options):
+  def sample(name, **options):
     path = tmp_path / f'{name}.png'
     summary = generative.sample(tokenizer, variance, str(path), **options)
     return np.asarray(Image.open(path)), summary
 
-  uniform, summary = draw('uniform', count=4)
+  uniform, summary = sample('uniform', count=4)
   assert uniform.shape == (68, 68, 3)  # Two by two of 16 pixels, doubled.
   assert summary['codes'] == 'uniform' and summary['latent_variance'] == 5
-  np.testing.assert_array_equal(draw('same', count=4)[0], uniform)
-  # An image is its number's, whatever stands beside it.
-  more = draw('more', count=9)[0]
+  np.testing.assert_array_equal(sample('same', count=4)[0], uniform)
+  # An image depends on the seed and its number alone.
+  more = sample('more', count=9)[0]
   np.testing.assert_allclose(more[:32, :32], uniform[:32, :32], atol=1)
-  assert np.any(draw('seed', count=4, seed=1)[0] != uniform)
-  empirical, summary = draw('q', count=4, images=images)
+  assert np.any(sample('seed', count=4, seed=1)[0] != uniform)
+  empirical, summary = sample('q', count=4, images=images)
   assert summary['codes'].startswith('q(c) of array:')
   assert np.any(empirical != uniform)
   with pytest.raises(errors.UserError, match='is there already'):
-    draw('uniform')
+    sample('uniform')
   with pytest.raises(errors.UserError, match=r'must be a \.png'):
     generative.sample(tokenizer, variance, str(tmp_path / 'sheet.jpg'))
 
 
-def test_the_command_line(trained, tmp_path):
-  workdir, images = trained
-  np.save(tmp_path / 'images.npy', images[:3])
-  source = f'--input=array:{tmp_path}/images.npy'
-  result = test_main.call(
-      '--mode=bound', f'--workdir={workdir}', source, '--samples=10',
-      '--observation_variance=0.1', f'--output={tmp_path}/bounds',
+def test_the_command_line(trained, loaded, known_bounds, tmp_path):
+  workdir, _ = trained
+  _, images = loaded
+  _, known = known_bounds
+  source = f'--input={images.source}'
+  result = commands.run_here(
+      '--mode=bound', f'--workdir={workdir}', source, '--samples=60',
+      '--observation_variance=0.05,0.01', '--latent_variance=0.5',
+      f'--output={tmp_path}/bounds',
   )  # fmt: skip
   assert result.returncode == 0, result.stderr
-  settings = json.loads(result.stdout)['settings']
-  assert settings['samples'] == 10
-  assert settings['observation_variances'] == [0.1]
-  result = test_main.call(
+  printed = json.loads(result.stdout)
+  assert printed['settings'] == known['settings']
+  assert printed['bounds'] == known['bounds']
+  result = commands.run_here(
       '--mode=sample', f'--workdir={workdir}', source, '--limit=4', '--seed=2',
       '--latent_variance=0.1', f'--output={tmp_path}/sheet.png',
   )  # fmt: skip
   assert result.returncode == 0, result.stderr
-  assert json.loads(result.stdout)['images'] == 4
-  result = test_main.call(
+  summary = json.loads(result.stdout)
+  assert summary['images'] == 4
+  assert summary['latent_variance'] == 0.1
+  assert summary['codes'].startswith('q(c) of array:')
+  result = commands.run_here(
       '--mode=sample', f'--workdir={workdir}', '--latent_variance=0',
       f'--output={tmp_path}/none.png',
   )  # fmt: skip
@@ -241,7 +258,7 @@ def table_of(results):
   return '\n'.join(lines)
 
 
-def test_the_page_has_the_bounds_of_its_results():
+def test_the_documented_bounds_are_those_of_the_results():
   folder = pathlib.Path('docs/results')
   results = [
       json.loads((folder / f'bounds_{beta}/bounds.json').read_text())

@@ -1,5 +1,6 @@
 """A trained model as a tokenizer."""
 
+import copy
 import json
 import pathlib
 import shutil
@@ -16,7 +17,6 @@ import gmvq_jax
 from gmvq_jax import checkpoint
 from gmvq_jax import distributed
 from gmvq_jax import errors
-from gmvq_jax import programs
 from gmvq_jax import results
 from gmvq_jax import stored
 from gmvq_jax import tokenizer as tokenizer_lib
@@ -34,18 +34,30 @@ def tokenizer(trained):
   return gmvq_jax.Tokenizer.load(trained[0])
 
 
-def untrained(name, **fields):
+@pytest.fixture
+def one_device(monkeypatch):
+  """New tokenizers use one device, so that there is less to compute."""
+  use_devices(monkeypatch, 1)
+
+
+def use_devices(monkeypatch, count):
+  monkeypatch.setattr(
+      distributed, 'local_mesh', lambda: distributed.data_mesh(count)
+  )
+
+
+def untrained(name, channels=3, **fields):
   """Returns a tokenizer, its model and its variables."""
   config = tiny.method_config(name)
   config.update_from_flattened_dict(fields)
-  model = programs.build_model(config, programs.numbers_of(config), 3)
-  variables = jax.jit(lambda: model.init(jax.random.key(0), (16, 16, 3)))()
+  model, variables = tiny.random_model(config, channels)
   tensors = weights.of_model(model, variables)
-  made = gmvq_jax.Tokenizer(stored.Stored(config, tensors, (16, 16, 3)))
+  image_shape = (16, 16, channels)
+  made = gmvq_jax.Tokenizer(stored.Stored(config, tensors, image_shape))
   return made, model, variables
 
 
-def test_what_it_is(tokenizer):
+def test_attributes(tokenizer):
   assert tokenizer.num_codes == 24
   assert tokenizer.image_shape == (16, 16, 3)
   assert tokenizer.codebook.shape == (24, 4)
@@ -79,12 +91,14 @@ def test_it_needs_no_data(trained, tmp_path, tokenizer):
 
 
 def test_codes_do_not_depend_on_the_batch(trained, tokenizer):
-  """Every image by itself, in sevens, and all; and with others beside it."""
+  """Nor on the images beside an image."""
   _, images = trained
   codes = tokenizer.encode(images)
-  for size in (1, 7):
-    parts = [tokenizer.encode(images[i : i + size]) for i in range(0, 60, size)]
-    np.testing.assert_array_equal(np.concatenate(parts), codes)
+  for size, count in ((1, 9), (7, 60)):
+    parts = [
+        tokenizer.encode(images[i : i + size]) for i in range(0, count, size)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), codes[:count])
   order = np.random.default_rng(0).permutation(60)
   np.testing.assert_array_equal(tokenizer.encode(images[order]), codes[order])
   np.testing.assert_array_equal(
@@ -92,17 +106,19 @@ def test_codes_do_not_depend_on_the_batch(trained, tokenizer):
   )
 
 
-def test_codes_do_not_depend_on_the_devices(trained, tokenizer, monkeypatch):
+@pytest.mark.parametrize(
+    'count', [1, pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_codes_do_not_depend_on_the_devices(
+    trained, tokenizer, monkeypatch, count
+):
   _, images = trained
   codes = tokenizer.encode(images)
   assert tokenizer.batch_size(16, 16) == 8 * 64
-  for count in (1, 2):
-    monkeypatch.setattr(
-        distributed, 'local_mesh', lambda n=count: distributed.data_mesh(n)
-    )
-    few = gmvq_jax.Tokenizer.load(trained[0])
-    assert few.batch_size(16, 16) == count * 64
-    np.testing.assert_array_equal(few.encode(images), codes)
+  use_devices(monkeypatch, count)
+  few = gmvq_jax.Tokenizer(tokenizer.stored)
+  assert few.batch_size(16, 16) == count * 64
+  np.testing.assert_array_equal(few.encode(images), codes)
 
 
 def test_more_images_than_a_unit_holds(tokenizer, rng):
@@ -113,20 +129,24 @@ def test_more_images_than_a_unit_holds(tokenizer, rng):
   assert tokenizer.decode(codes[:3]).shape == (3, 64, 64, 3)
 
 
-def test_one_program_for_each_size(trained):
+def test_one_program_for_each_size(trained, tokenizer):
   _, images = trained
-  fresh = gmvq_jax.Tokenizer.load(trained[0])
-  for count in (1, 7, 33, 60):
-    fresh.encode(images[:count])
-  assert fresh._encode._cache_size() == 1
+  tokenizer.encode(images)
+  known = tokenizer._encode._cache_size()
+  for count in (1, 7, 33):
+    tokenizer.encode(images[:count])
+  assert tokenizer._encode._cache_size() == known
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_it_is_the_model_at_evaluation(name, photographs):
+def test_it_is_the_model_at_evaluation(name, photographs, one_device):
   made, model, variables = untrained(name)
   images = photographs[:9]
-  decoded, quantized = model.reconstruct(variables, images / np.float32(255))
+  decoded, quantized = jax.device_get(
+      jax.jit(model.reconstruct)(variables, images / np.float32(255))
+  )
   codes = made.encode(images)
+  assert len(np.unique(codes)) > 2
   np.testing.assert_array_equal(codes, quantized.codes)
   np.testing.assert_allclose(made.decode(codes), decoded, atol=1e-6)
   assert made.codebook.dtype == np.float32
@@ -135,25 +155,26 @@ def test_it_is_the_model_at_evaluation(name, photographs):
   )
 
 
-def test_bfloat16_networks(photographs):
-  made, model, variables = untrained('gmvq', **{'network.dtype': 'bfloat16'})
+def test_bfloat16_networks(photographs, one_device):
+  made, *_ = untrained('gmvq', **{'network.dtype': 'bfloat16'})
   codes = made.encode(photographs[:9])
   np.testing.assert_array_equal(made.encode(photographs[4:5]), codes[4:5])
   assert made.decode(codes).dtype == np.float32
-  assert made.hash != untrained('gmvq')[0].hash
+  config = tiny.method_config('gmvq')
+  assert made.hash != made.stored._replace(config=config).hash
 
 
-def test_of_equal_codes_the_lowest_wins(photographs):
-  made, model, variables = untrained('gmvq')
-  book = variables.params['quantizer']['codebook']
-  book = {'codebook': book.at[:].set(book[3])}
-  params = variables.params | {'quantizer': book}
-  tensors = weights.of_model(model, variables._replace(params=params))
-  same = gmvq_jax.Tokenizer(made.stored._replace(tensors=tensors))
+def test_of_equal_codes_the_lowest_wins(tokenizer, photographs):
+  tensors = dict(tokenizer.stored.tensors)
+  for name in ('codebook', 'quantizer.codebook'):
+    tensors[name] = np.tile(tensors[name][3], (24, 1))
+  same = gmvq_jax.Tokenizer(tokenizer.stored._replace(tensors=tensors))
   assert (same.encode(photographs[:3]) == 0).all()
 
 
-def test_all_ways_to_give_an_image(trained, tokenizer, tmp_path):
+def test_arrays_pil_images_and_paths_give_the_same_codes(
+    trained, tokenizer, tmp_path
+):
   _, images = trained
   codes = tokenizer.encode(images[:2])
   files = [tmp_path / 'a.png', tmp_path / 'b.png']
@@ -177,13 +198,8 @@ def test_all_ways_to_give_an_image(trained, tokenizer, tmp_path):
   assert tokenizer.encode(grey).shape == (1, 4, 4)
 
 
-def test_grey_images(rng):
-  config = tiny.method_config('gmvq')
-  config.data.channels = 1
-  model = programs.build_model(config, programs.numbers_of(config), 1)
-  variables = jax.jit(lambda: model.init(jax.random.key(0), (16, 16, 1)))()
-  tensors = weights.of_model(model, variables)
-  made = gmvq_jax.Tokenizer(stored.Stored(config, tensors, (16, 16, 1)))
+def test_grey_images(rng, one_device):
+  made, *_ = untrained('gmvq', channels=1, **{'data.channels': 1})
   images = rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)
   codes = made.encode(images)
   np.testing.assert_array_equal(made.encode(images[..., None]), codes)
@@ -223,7 +239,7 @@ def message_of(function, *args):
         ([None], 'shape'),
     ],
 )
-def test_images_that_are_none(tokenizer, images, said):
+def test_invalid_images(tokenizer, images, said):
   assert said in message_of(tokenizer.encode, images)
 
 
@@ -240,7 +256,7 @@ def test_images_that_are_none(tokenizer, images, said):
         (np.zeros((1, 4, 4, 1), int), '(1, 4, 4, 1)'),
     ],
 )
-def test_codes_that_are_none(tokenizer, codes, said):
+def test_invalid_codes(tokenizer, codes, said):
   assert said in message_of(tokenizer.decode, codes)
 
 
@@ -252,7 +268,7 @@ def test_codes_of_any_integer_type(tokenizer):
     np.testing.assert_array_equal(decoded, expected)
 
 
-def test_paths_that_hold_no_tokenizer(trained, tmp_path):
+def test_paths_without_a_tokenizer(trained, tmp_path):
   load = gmvq_jax.Tokenizer.load
   assert 'no such directory' in message_of(load, tmp_path / 'none')
   (tmp_path / 'empty').mkdir()
@@ -267,7 +283,7 @@ def test_paths_that_hold_no_tokenizer(trained, tmp_path):
   assert 'none of its checkpoints can be read' in message_of(load, broken)
 
 
-def test_an_edited_configuration_is_seen(trained, tmp_path):
+def test_an_edited_configuration_is_refused(trained, tmp_path):
   edited = shutil.copytree(trained[0], tmp_path / 'edited')
   config = workdir_lib.read_json(edited / 'config.json')
   config['quantizer']['weight_scale'] = 2.0
@@ -292,8 +308,7 @@ def test_images_of_32_bits_are_refused(tokenizer):
   assert '32 bits' in message_of(tokenizer.encode, image)
 
 
-def test_codes_do_not_depend_on_the_default_precision(trained, tokenizer, x64):
-  """With float64 on, the same codes and pixels."""
+def test_codes_and_pixels_do_not_depend_on_x64(trained, tokenizer, x64):
   _, images = trained
   codes = tokenizer.encode(images)
   loaded = gmvq_jax.Tokenizer.load(trained[0])
@@ -304,33 +319,42 @@ def test_codes_do_not_depend_on_the_default_precision(trained, tokenizer, x64):
   np.testing.assert_array_equal(decoded, tokenizer.decode(codes))
 
 
-def test_no_function_of_the_users_is_imported(tmp_path, monkeypatch):
+def test_no_function_of_the_users_is_imported(
+    tokenizer, tmp_path, monkeypatch
+):
   """A loss that is `MODULE:FUNCTION` is for training."""
   (tmp_path / 'boom.py').write_text('raise SystemExit("executed")')
   monkeypatch.syspath_prepend(tmp_path)
-  made, *_ = untrained('gmvq', reconstruction_loss='boom:loss')
+  config = copy.deepcopy(tokenizer.stored.config)
+  config.reconstruction_loss = 'boom:loss'
+  made = gmvq_jax.Tokenizer(tokenizer.stored._replace(config=config))
   made.encode(np.zeros((1, 16, 16, 3), np.uint8))
   assert 'boom' not in sys.modules
 
 
-def test_the_best_checkpoint_and_its_average(tmp_path, photographs):
-  """Not the last, and not the parameters that are still moving."""
+def test_averaged_parameters_of_the_best_checkpoint(tmp_path, photographs):
+  """With the batch statistics of evaluation."""
   exp = tiny.make(tiny.save_images(tmp_path, photographs), ema_decay=0.9)
   run = tmp_path / 'run'
   run.mkdir()
   workdir_lib.write_json(run / 'config.json', exp.config.to_dict())
   checkpoints = checkpoint.Checkpoints(run)
-  state = exp.init_state()
-  for step, mse, shift in ((1, 0.3, 1.0), (2, 0.1, 2.0), (3, 0.2, 3.0)):
-    average = jax.tree.map(lambda x, y=shift: x + y, state.ema_params)
-    place = {'origin': exp.origin, 'batches': None}
-    checkpoints.save(
-        step, state._replace(ema_params=average), place, {'mse': mse}
-    )
+  place = {'origin': exp.origin, 'batches': None}
+  states = {}
+  for step, mse in ((1, 0.3), (2, 0.1), (3, 0.2)):
+    states[step] = tiny.random_arrays(exp.abstract_state(), seed=step)
+    checkpoints.save(step, states[step], place, {'mse': mse})
   checkpoints.close()
   loaded = gmvq_jax.Tokenizer.load(run)
-  start = state.ema_params['quantizer']['codebook']
-  np.testing.assert_array_equal(loaded.codebook, start + 2.0)
+  best = states[2]
+  np.testing.assert_array_equal(
+      loaded.codebook, best.ema_params['quantizer']['codebook']
+  )
+  for known, found in (
+      (best.ema_params, loaded.variables.params),
+      (best.eval_batch_stats, loaded.variables.batch_stats),
+  ):
+    chex.assert_trees_all_equal(jax.device_get(found), known)
 
 
 def test_tiles_do_not_depend_on_the_devices(monkeypatch):
@@ -344,16 +368,17 @@ def test_tiles_do_not_depend_on_the_devices(monkeypatch):
         made.variables, images
     )
     programs_of.add(str(program))
+  assert len(programs_of) == 1, 'depends on the number of devices'
   (program,) = programs_of
   assert '1024,2048' not in program, 'not tiled'
 
 
-def test_within_a_mesh_of_the_users(trained, tokenizer):
+def test_within_a_mesh_of_the_user(trained, tokenizer):
   _, images = trained
   codes = tokenizer.encode(images)
   with jax.set_mesh(jax.make_mesh((4, 2), ('x', 'y'))):
     np.testing.assert_array_equal(tokenizer.encode(images), codes)
-    loaded = gmvq_jax.Tokenizer.load(trained[0])
+    loaded = gmvq_jax.Tokenizer(tokenizer.stored)
     np.testing.assert_array_equal(loaded.encode(images), codes)
 
 
@@ -364,7 +389,7 @@ def test_a_run_of_an_earlier_version_is_one_line(trained, monkeypatch):
   assert 'earlier version' in message_of(gmvq_jax.Tokenizer.load, trained[0])
 
 
-def test_nobody_has_a_home(tokenizer):
+def test_a_home_that_does_not_exist_is_one_line(tokenizer):
   assert 'no such home' in message_of(gmvq_jax.Tokenizer.load, '~nobody-of/x')
 
 

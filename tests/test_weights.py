@@ -6,15 +6,12 @@ import pytest
 import tiny
 
 from gmvq_jax import errors
-from gmvq_jax import programs
 from gmvq_jax import weights
 
 
 @pytest.fixture(scope='module', params=['gmvq', 'vqvae+ema', 'fsq'])
 def model_and_variables(request):
-  config = tiny.method_config(request.param)
-  model = programs.build_model(config, programs.numbers_of(config), 3)
-  return model, jax.jit(lambda: model.init(jax.random.key(0), (16, 16, 3)))()
+  return tiny.random_model(tiny.method_config(request.param))
 
 
 def test_names_say_where_an_array_is(model_and_variables):
@@ -54,7 +51,7 @@ def test_digest_sees_every_array_and_the_structure(model_and_variables):
   assert len(digests) == len(tensors) + 2
 
 
-def test_what_does_not_fit_is_named(model_and_variables):
+def test_an_array_that_does_not_fit_is_named(model_and_variables):
   model, variables = model_and_variables
   tensors = weights.of_model(model, variables)
   name = 'encoder.ConvNorm_0.Conv_0.kernel'

@@ -1,9 +1,11 @@
 """A run small enough for tests: images of 16 x 16, 16 codes, 4 channels."""
 
+import jax
 import numpy as np
 
 from gmvq_jax import config as config_lib
 from gmvq_jax import experiment
+from gmvq_jax import programs
 
 FIELDS = {
     'batch_size': 16,
@@ -22,6 +24,10 @@ FIELDS = {
     'quantizer.dim': 4,
     'quantizer.beta': 10.0,
 }
+
+# Fields that add to the state; tests share them, and so the compiled programs.
+# No gradient is that large.
+OTHER_STATE = {'ema_decay': 0.9, 'skip_nonfinite': 2, 'clip_norm': 1e6}
 
 
 def save_images(directory, images):
@@ -69,3 +75,35 @@ def flags(data_name, **fields):
 def make(data_name, **fields):
   """Returns the experiment of the tiny configuration."""
   return experiment.Experiment(config(data_name, **fields))
+
+
+def random_arrays(like, seed=0):
+  """Returns NumPy arrays of the given shapes and types; compiles nothing.
+
+  Floats: biases, means and matrices are normal; other vectors, such as scales
+  and variances, positive. Integers are zero.
+  """
+  rng = np.random.default_rng(seed)
+
+  def random_array(path, leaf):
+    if not np.issubdtype(leaf.dtype, np.floating):
+      return np.zeros(leaf.shape, leaf.dtype)
+    if jax.tree_util.keystr(path[-1:]) in ("['bias']", "['mean']"):
+      array = 0.1 * rng.normal(size=leaf.shape)
+    elif len(leaf.shape) < 2:
+      array = rng.uniform(0.5, 1.5, leaf.shape)
+    else:
+      fan_in = np.prod(leaf.shape[:-1])
+      array = (4 / fan_in) ** 0.5 * rng.normal(size=leaf.shape)
+    return array.astype(leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(random_array, like)
+
+
+def random_model(config, channels=3, seed=0):
+  """Returns the model of a configuration, and `random_arrays` for it."""
+  model = programs.build_model(config, programs.numbers_of(config), channels)
+  like = jax.eval_shape(
+      lambda: model.init(jax.random.key(0), (16, 16, channels))
+  )
+  return model, random_arrays(like, seed)
