@@ -1,5 +1,7 @@
 """Noise by row and column."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,10 @@ KINDS = {'gumbel': stats.gumbel_r, 'normal': stats.norm}
 def test_the_cipher_is_threefry_of_thirteen_rounds():
   # The first word of a known answer that comes with Random123 (Salmon 2011).
   assert _threefry(0, 0, 0) == 0x9D1C5EC6
-  counters = np.random.default_rng(0).integers(0, 2**32, 18, dtype=np.uint32)
-  for k0, k1, counter in counters.reshape(-1, 3):
-    actual = noise._threefry(
-        jnp.uint32(k0), jnp.uint32(k1), jnp.uint32(counter)
-    )
-    assert int(actual) == _threefry(int(k0), int(k1), int(counter))
+  inputs = np.random.default_rng(0).integers(0, 2**32, (3, 6), dtype=np.uint32)
+  actual = np.asarray(jax.jit(noise._threefry)(*inputs))
+  for words, word in zip(inputs.T, actual, strict=True):
+    assert int(word) == _threefry(*map(int, words))
 
 
 def _threefry(k0, k1, x0):
@@ -39,52 +39,64 @@ def _threefry(k0, k1, x0):
   return x0
 
 
+@functools.partial(jax.jit, static_argnames=('kind',))
+def sample(seed, *, kind):
+  """Returns noise `[1000, 1000]`."""
+  seeds = noise.row_seeds(jax.random.key(seed), 1000)
+  return getattr(noise, kind)(seeds, 1000)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_noise_has_its_distribution(kind):
-  seeds = noise.row_seeds(jax.random.key(0), 200)
-  draws = np.asarray(getattr(noise, kind)(seeds, 500))
-  assert draws.shape == (200, 500)
-  assert stats.kstest(draws.ravel(), KINDS[kind].cdf).pvalue > 1e-3
+  samples = np.asarray(sample(0, kind=kind))
+  assert samples.shape == (1000, 1000)
+  some = samples[:200, :500].ravel()
+  assert stats.kstest(some, KINDS[kind].cdf).pvalue > 1e-3
 
 
 def test_rows_and_columns_are_independent():
-  draws = np.asarray(
-      noise.normal(noise.row_seeds(jax.random.key(1), 1000), 1000)
-  )
-  other = np.asarray(
-      noise.normal(noise.row_seeds(jax.random.key(2), 1000), 1000)
-  )
+  samples = np.asarray(sample(1, kind='normal'))
+  other = np.asarray(sample(2, kind='normal'))
   pairs = {
-      'rows': (draws[:-1], draws[1:]),
-      'columns': (draws[:, :-1], draws[:, 1:]),
-      'keys': (draws, other),
-      'diagonal': (draws[:-1, :-1], draws[1:, 1:]),
+      'rows': (samples[:-1], samples[1:]),
+      'columns': (samples[:, :-1], samples[:, 1:]),
+      'keys': (samples, other),
+      'diagonal': (samples[:-1, :-1], samples[1:, 1:]),
   }
   for name, (x, y) in pairs.items():
     assert abs(np.mean(x * y)) < 4 / np.sqrt(x.size), name
 
 
 def test_any_part_is_what_the_whole_has_there():
-  key = jax.random.key(3)
-  whole = noise.gumbel(noise.row_seeds(key, 12), 100)
-  part = noise.gumbel(noise.row_seeds(key, 5), 30, first_column=40)
-  np.testing.assert_array_equal(part, whole[:5, 40:70])
-  devices = jax.vmap(
-      lambda _: noise.gumbel(
-          noise.row_seeds(key, 4, axis_name='devices'), 100
-      ),
-      axis_name='devices',
-  )(jnp.arange(3))
-  np.testing.assert_array_equal(devices.reshape(12, 100), whole)
+  @jax.jit
+  def parts(seed):
+    def of_device(_):
+      seeds = noise.row_seeds(key, 4, axis_name='devices')
+      return noise.gumbel(seeds, 100)
+
+    key = jax.random.key(seed)
+    return {
+        'whole': noise.gumbel(noise.row_seeds(key, 12), 100),
+        'part': noise.gumbel(noise.row_seeds(key, 5), 30, first_column=40),
+        'devices': jax.vmap(of_device, axis_name='devices')(jnp.arange(3)),
+    }
+
+  found = jax.device_get(parts(3))
+  whole = found['whole']
+  np.testing.assert_array_equal(found['part'], whole[:5, 40:70])
+  np.testing.assert_array_equal(found['devices'].reshape(12, 100), whole)
 
 
 @pytest.mark.parametrize('impl', ['threefry2x32', 'rbg'])
 def test_rows_are_of_the_key_folded_with_their_index(impl):
-  key = jax.random.key(4, impl=impl)
-  seeds = noise.row_seeds(key, 3)
-  for row in range(3):
-    expected = jax.random.key_data(jax.random.fold_in(key, row))
-    np.testing.assert_array_equal(seeds[row], expected[:2])
+  @jax.jit
+  def seeds(seed):
+    key = jax.random.key(seed, impl=impl)
+    folded = [jax.random.fold_in(key, row) for row in range(3)]
+    return noise.row_seeds(key, 3), [jax.random.key_data(k) for k in folded]
+
+  rows, expected = jax.device_get(seeds(4))
+  np.testing.assert_array_equal(rows, np.stack(expected)[:, :2])
 
 
 def test_the_largest_noise_is_far_out_and_finite(monkeypatch):
@@ -100,24 +112,18 @@ def test_the_largest_noise_is_far_out_and_finite(monkeypatch):
 
 
 def test_noise_is_finite_whatever_the_bits(monkeypatch):
-  monkeypatch.setattr(noise, '_threefry', lambda k0, k1, counters: counters)
-  for start in (0, 2**32 - 1000):
-    for dtype in (jnp.float32, jnp.float64):
-      with jax.enable_x64(dtype == jnp.float64):
-        seeds = jnp.zeros((1, 2), jnp.uint32)
-        draw = jax.jit(
-            lambda seeds, start=start, dtype=dtype: noise.gumbel(
-                seeds, 1000, first_column=start, dtype=dtype
-            )
-        )
-        assert jnp.all(jnp.isfinite(draw(seeds)))
-  monkeypatch.setattr(
-      noise, '_threefry', lambda k0, k1, counters: ~counters
-  )
-  for draw in (noise.gumbel, noise.normal):
-    seeds = jnp.zeros((1, 2), jnp.uint32)
-    noisy = jax.jit(lambda seeds, draw=draw: draw(seeds, 1000))(seeds)
-    assert jnp.all(jnp.isfinite(noisy))
-  monkeypatch.setattr(noise, '_threefry', lambda k0, k1, counters: counters)
-  noisy = jax.jit(lambda seeds: noise.normal(seeds, 1000))(seeds)
-  assert jnp.all(jnp.isfinite(noisy))
+  """The least and the largest words, in place of the cipher's."""
+  monkeypatch.setattr(noise, '_threefry', lambda k0, k1, columns: k0)
+  least = np.arange(1000, dtype=np.uint32)
+  words = np.stack([np.concatenate([least, ~least])] * 2, axis=1)
+  samplers = {
+      'gumbel': noise.gumbel,
+      'gumbel in float64': functools.partial(noise.gumbel, dtype=jnp.float64),
+      'normal': noise.normal,
+  }
+  for name, sampler in samplers.items():
+    with jax.enable_x64('float64' in name):
+      compiled = jax.jit(functools.partial(sampler, num_columns=1))
+      samples = np.asarray(compiled(words))
+    assert samples.shape == (2000, 1), name
+    assert np.all(np.isfinite(samples)), name
