@@ -85,7 +85,8 @@ def main(argv: list[str]) -> None:
   del argv
   for flag in (_TOKENIZER, _TRAIN, _VALIDATION):
     if not flag.value:
-      raise errors.UserError(f'--{flag.name} is missing; {flag.help}')
+      meaning = flags.FLAGS[flag.name].help
+      raise errors.UserError(f'--{flag.name} is missing; {meaning}')
   tokenizer = gmvq_jax.Tokenizer.load(_TOKENIZER.value)
   train = gmvq_jax.codes.open(_TRAIN.value)
   validation = gmvq_jax.codes.open(_VALIDATION.value)
