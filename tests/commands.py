@@ -57,8 +57,11 @@ def run_here(*arguments, module='gmvq_jax.main'):
   """Runs what `python -m MODULE` runs in this process, on its eight devices.
 
   Returns the same as `call`; an exception that would be a traceback is raised.
+  `module` may be a path, as in `python PATH`.
   """
-  path = importlib.util.find_spec(module).origin
+  path = module
+  if not module.endswith('.py'):
+    path = importlib.util.find_spec(module).origin
   argv, out, err = [path, *map(str, arguments)], io.StringIO(), io.StringIO()
   with (
       _flags_of_a_new_process(),

@@ -7,6 +7,8 @@ import runpy
 import subprocess
 import sys
 
+import commands
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -21,12 +23,37 @@ def run(name, num_steps):
   return runpy.run_path(str(EXAMPLES / f'{name}.py'))['main'](num_steps)
 
 
+@pytest.mark.parametrize('name, reads', [
+    ('image_autoencoder', "print(f'step"),
+    ('audio_codec', 'float('),
+    ('semantic_ids', 'np.asarray(quantized.codes'),
+    ('padded_sets', 'float(mean_error'),
+])
+def test_training_can_be_traced(name, reads):
+  """Without values, up to the line that reads the first of the figures."""
+  with pytest.raises(TypeError) as stopped:
+    jax.eval_shape(lambda: run(name, 100))
+  lines = [x for x in stopped.traceback if x.path == EXAMPLES / f'{name}.py']
+  assert reads in str(lines[-1].statement)
+
+
+def test_programs_with_flags_start():
+  """They are imported, and parse their flags."""
+  symptoms = commands.run_here('--only=none', module='examples/symptoms.py')
+  assert symptoms.returncode == 0
+  assert 'codebook_moved' in symptoms.stdout
+  prior = commands.run_here(module='examples/prior.py')
+  commands.assert_one_line(prior, '--tokenizer is missing')
+
+
+@pytest.mark.slow
 def test_linen_images():
   figures = run('image_autoencoder', 300)
   assert figures['mse'] < 0.2 * figures['variance']
   assert figures['perplexity'] > 8
 
 
+@pytest.mark.slow
 def test_nnx_audio():
   """Each level of codes is worth its bits."""
   figures = run('audio_codec', 400)
@@ -35,6 +62,7 @@ def test_nnx_audio():
     assert figures[f'snr_{level + 1}'] > figures[f'snr_{level}'] + 0.8
 
 
+@pytest.mark.slow
 def test_jax_semantic_ids():
   """IDs tell items apart, and how they begin tells what they are."""
   figures = run('semantic_ids', 200)
@@ -43,6 +71,7 @@ def test_jax_semantic_ids():
   assert figures['same_label'] > 0.8
 
 
+@pytest.mark.slow
 def test_equinox_padded_sets():
   """Where the padding is NaN a single slip would spoil everything."""
   figures = run('padded_sets', 300)
@@ -69,6 +98,7 @@ def test_symptoms():
   assert moved['ema, state not kept'] == 0
 
 
+@pytest.mark.slow
 def test_prior(trained, photographs, tmp_path):
   """It is better than frequencies, on codes that follow one another."""
   workdir, held_out = trained
