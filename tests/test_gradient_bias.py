@@ -3,9 +3,8 @@
 import functools
 import json
 import pathlib
-import subprocess
-import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +18,19 @@ C = 10
 RESULTS = pathlib.Path('docs/results')
 
 
-def payoff(seed=0, activation='tanh'):
-  layers = gradient_bias.init_network(jax.random.key(seed))
-  return lambda x: gradient_bias.apply_network(layers, x, activation)
+init_network = jax.jit(gradient_bias.init_network)
+apply_network = jax.jit(gradient_bias.apply_network, static_argnums=2)
+exact_gradient = jax.jit(estimators.exact_gradient, static_argnums=0)
+
+
+@functools.cache
+def payoff(activation='tanh', dtype=np.float32):
+  """Returns the payoff of a network, the same function for all tests."""
+  layers = [
+      tuple(np.asarray(x, dtype) for x in layer)
+      for layer in init_network(jax.random.key(0))
+  ]
+  return jax.jit(lambda x: apply_network(layers, x, activation))
 
 
 def softmax(logits):
@@ -43,7 +52,7 @@ def average(estimator, f, logits, *, rounds=200, repeats=50, **fields):
   """Returns the `Moments` of an estimator, and its averages' errors."""
   repeated = jnp.broadcast_to(logits, (rounds, repeats, len(logits)))
   averages = estimator(f, jax.random.key(0), repeated, **fields).mean(axis=1)
-  exact = estimators.exact_gradient(f, logits)
+  exact = exact_gradient(f, logits)
   return estimators.moments(averages, exact, repeats=repeats), averages - exact
 
 
@@ -51,8 +60,8 @@ def average(estimator, f, logits, *, rounds=200, repeats=50, **fields):
 def test_the_exact_gradient_is_that_of_the_expected_payoff(
     rng, x64, activation
 ):
-  f, logits = payoff(activation=activation), rng.normal(size=(3, C))
-  payoffs = np.asarray(f(jnp.eye(C)))
+  f, logits = payoff(activation, np.float64), rng.normal(size=(3, C))
+  payoffs = np.asarray(f(np.eye(C)))
 
   def expected(logits):
     return softmax(logits) @ payoffs
@@ -66,7 +75,7 @@ def test_the_exact_gradient_is_that_of_the_expected_payoff(
       axis=-1,
   )
   np.testing.assert_allclose(
-      estimators.exact_gradient(f, jnp.array(logits)),
+      exact_gradient(f, logits),
       differences / (2 * step),
       atol=1e-10,
   )
@@ -74,64 +83,79 @@ def test_the_exact_gradient_is_that_of_the_expected_payoff(
 
 @pytest.mark.parametrize('activation', gradient_bias.ACTIVATIONS)
 def test_the_network_is_the_papers(rng, activation):
-  layers = gradient_bias.init_network(jax.random.key(0))
+  layers = init_network(jax.random.key(0))
   shapes = [(w.shape, b.shape) for w, b in layers]
   assert shapes == [((10, 50), (50,)), ((50, 5), (5,)), ((5, 1), (1,))]
   for weights, biases in layers:
     bound = len(weights) ** -0.5
     values = np.abs(np.concatenate([np.ravel(weights), biases]))
     assert 0.6 * bound < values.max() <= bound
-  x = rng.normal(size=(2, 3, C))
+  x = rng.normal(size=(2, 3, C)).astype(np.float32)
   hidden = x
   of = {'relu': lambda x: np.maximum(x, 0), 'tanh': np.tanh}[activation]
   for weights, biases in layers[:-1]:
     hidden = of(hidden @ np.asarray(weights) + np.asarray(biases))
   expected = hidden @ np.asarray(layers[-1][0]) + np.asarray(layers[-1][1])
   np.testing.assert_allclose(
-      gradient_bias.apply_network(layers, jnp.array(x), activation),
+      apply_network(layers, x, activation),
       expected[..., 0],
       rtol=1e-5,
       atol=1e-6,
   )
 
 
-@pytest.mark.parametrize('temperature', [0.1, 1.0, 2.0])
 @pytest.mark.parametrize('hard', [True, False])
-def test_gumbel_softmax_against_numpy(rng, x64, hard, temperature):
-  """On the noise that it draws, in float64, the network's gradient by hand."""
+def test_gumbel_softmax_against_numpy(rng, x64, hard):
+  """On the same noise, in float64, with the network's gradient by hand."""
   count = 40
-  logits = jnp.array(rng.normal(size=(count, C)))
+  logits = rng.normal(size=(count, C))
   a, b = rng.normal(size=(C, 7)), rng.normal(size=7)
   key = jax.random.key(3)
-  estimates = estimate(
-      estimators.gumbel_softmax,
-      lambda x: jnp.tanh(x @ a) @ b,
-      key,
-      logits,
-      temperature=temperature,
-      hard=hard,
-  )
 
-  seeds = noise.row_seeds(key, count)
-  scores = np.asarray(logits + noise.gumbel(seeds, C, dtype=jnp.float64))
-  soft = softmax(scores / temperature)
-  c_q = np.eye(C)[scores.argmax(axis=-1)] if hard else soft
-  slopes = ((1 - np.tanh(c_q @ a) ** 2) * b) @ a.T
-  centred = slopes - np.sum(soft * slopes, axis=-1, keepdims=True)
-  np.testing.assert_allclose(
-      estimates, soft * centred / temperature, rtol=1e-6, atol=1e-9
-  )
+  def f(x):
+    return jnp.tanh(x @ a) @ b
+
+  @jax.jit
+  def perturb(logits):
+    seeds = noise.row_seeds(key, count)
+    return logits + noise.gumbel(seeds, C, dtype=jnp.float64)
+
+  scores = np.asarray(perturb(logits))
+  for temperature in (0.1, 1.0, 2.0):
+    estimates = estimate(
+        estimators.gumbel_softmax,
+        f,
+        key,
+        logits,
+        temperature=temperature,
+        hard=hard,
+    )
+    soft = softmax(scores / temperature)
+    c_q = np.eye(C)[scores.argmax(axis=-1)] if hard else soft
+    slopes = ((1 - np.tanh(c_q @ a) ** 2) * b) @ a.T
+    centred = slopes - np.sum(soft * slopes, axis=-1, keepdims=True)
+    np.testing.assert_allclose(
+        estimates,
+        soft * centred / temperature,
+        rtol=1e-6,
+        atol=1e-9,
+        err_msg=f'temperature {temperature}',
+    )
 
 
 def test_reinforce_against_numpy(rng):
   """Its baselines, one by one."""
   f, repeats = payoff(), 6
-  logits = jnp.array(rng.normal(size=C), jnp.float32)
-  key, repeated = jax.random.key(2), jnp.broadcast_to(logits, (repeats, C))
-  estimates = estimate(estimators.reinforce, f, key, repeated)
-  scores = repeated + noise.gumbel(noise.row_seeds(key, repeats), C)
-  draws = np.eye(C)[np.argmax(scores, axis=-1)]
-  payoffs = np.asarray(f(jnp.array(draws, jnp.float32)))
+  logits = rng.normal(size=C).astype(np.float32)
+  key, repeated = jax.random.key(2), np.broadcast_to(logits, (repeats, C))
+  estimates = np.asarray(estimate(estimators.reinforce, f, key, repeated))
+
+  @jax.jit
+  def gumbel():
+    return noise.gumbel(noise.row_seeds(key, repeats), C)
+
+  draws = np.eye(C, dtype=np.float32)[np.argmax(repeated + gumbel(), axis=-1)]
+  payoffs = np.asarray(f(draws))
   for index in range(repeats):
     baseline = np.delete(payoffs, index).mean()
     expected = (payoffs[index] - baseline) * (draws[index] - softmax(logits))
@@ -142,14 +166,14 @@ def test_reinforce_against_numpy(rng):
 def test_reinforce_has_no_bias(rng, repeats):
   """Within 4.5 standard errors in each of 10 components."""
   rounds = 20_000 // repeats
-  logits = jnp.array(rng.normal(size=C), jnp.float32)
+  logits = rng.normal(size=C).astype(np.float32)
   _, errors = average(
       estimators.reinforce, payoff(), logits, rounds=rounds, repeats=repeats
   )
   errors = np.asarray(errors)
   deviations = errors.std(axis=0, ddof=1) / rounds**0.5
   assert np.all(np.abs(errors.mean(axis=0)) < 4.5 * deviations)
-  exact = estimators.exact_gradient(payoff(), logits)
+  exact = exact_gradient(payoff(), logits)
   # A test of something: it would see a bias of a fifth of the gradient.
   assert np.linalg.norm(deviations) < 0.2 * np.linalg.norm(exact)
 
@@ -157,25 +181,33 @@ def test_reinforce_has_no_bias(rng, repeats):
 def test_variance_in_company(rng):
   """Each of 4 choices is told the payoffs of all."""
   f, others, repeats, rounds = payoff(), 3, 5, 20_000
-  logits = jnp.array(rng.normal(size=C), jnp.float32)
-  keys = jax.random.split(jax.random.key(1), 1 + others)
-  repeated = jnp.broadcast_to(logits, (rounds, repeats, C))
-  shape = (rounds, repeats)
-  picked = sum(
-      f(jnp.eye(C))[jax.random.categorical(key, logits, shape=shape)]
-      for key in keys[1:]
-  )
+  logits = rng.normal(size=C).astype(np.float32)
+  payoffs = np.asarray(f(np.eye(C, dtype=np.float32)))
+  repeated = np.broadcast_to(logits, (rounds, repeats, C))
+  chosen = rng.choice(C, (others, rounds, repeats), p=_probs(logits))
+  picked = payoffs[chosen].sum(axis=0)
 
-  def variance(f):
-    estimates = estimate(estimators.reinforce, f, keys[0], repeated)
-    averages = np.asarray(estimates).mean(axis=1)
-    return estimators.moments(averages, np.zeros(C), repeats=repeats).variance
+  @jax.jit
+  def variance(picked):
+    averages = estimators.reinforce(
+        lambda x: f(x) + picked, jax.random.key(1), repeated
+    ).mean(axis=1)
+    return estimators.moments(
+        averages, jnp.zeros(C), repeats=repeats
+    ).variance
 
-  together = variance(lambda x: f(x) + picked)
-  gained = estimators.noise_of_others(
-      f, logits, others=others, repeats=repeats
-  )
-  np.testing.assert_allclose(together - variance(f), gained, rtol=0.05)
+  gained = jax.jit(
+      functools.partial(
+          estimators.noise_of_others, f, others=others, repeats=repeats
+      )
+  )(logits)
+  found = np.asarray(variance(picked)) - np.asarray(variance(0 * picked))
+  np.testing.assert_allclose(found, gained, rtol=0.05)
+
+
+def _probs(logits):
+  """Returns probabilities whose float64 sum is 1."""
+  return softmax(logits.astype(np.float64))
 
 
 def test_bias_and_variance_of_two_actions():
@@ -187,7 +219,7 @@ def test_bias_and_variance_of_two_actions():
   found, _ = average(
       estimators.gumbel_softmax,
       lambda x: x[..., 0],
-      jnp.zeros(2),
+      np.zeros(2, np.float32),
       rounds=2000,
       repeats=10,
       temperature=1.0,
@@ -206,7 +238,10 @@ def test_moments_have_no_bias(rng):
   draws = rng.normal(size=(rounds, repeats, 20_000, 3)) * [1, 2, 3]
   averages = (exact + offset + draws).mean(axis=1)
   exact = np.broadcast_to(exact, averages[0].shape)
-  found = estimators.moments(averages, exact, repeats=repeats)
+  found = jax.jit(functools.partial(estimators.moments, repeats=repeats))(
+      averages, exact
+  )
+  found = jax.tree.map(np.asarray, found)
   np.testing.assert_allclose(found.bias2.mean(), 3 * offset**2, atol=0.05)
   np.testing.assert_allclose(found.variance.mean(), 1 + 4 + 9, rtol=0.03)
   length2 = np.sum((exact[0] + offset) ** 2)
@@ -220,8 +255,8 @@ def test_moments_have_no_bias(rng):
 
 def test_of_a_linear_payoff_both_relaxations_are_one(rng):
   """Its slope is the same everywhere, so hard and soft estimates agree."""
-  w = jnp.array(rng.normal(size=C), jnp.float32)
-  logits = jnp.array(rng.normal(size=(30, C)), jnp.float32)
+  w = rng.normal(size=C).astype(np.float32)
+  logits = rng.normal(size=(30, C)).astype(np.float32)
   hard, soft = (
       estimate(
           estimators.gumbel_softmax,
@@ -239,13 +274,13 @@ def test_of_a_linear_payoff_both_relaxations_are_one(rng):
 
 def test_of_a_linear_payoff_bias_vanishes_with_the_temperature(rng):
   """Then the expected softmax tends to the probabilities, and only then."""
-  w = jnp.array(rng.normal(size=C), jnp.float32)
-  logits = jnp.array(rng.normal(size=C), jnp.float32)
+  w = rng.normal(size=C).astype(np.float32)
+  logits = rng.normal(size=C).astype(np.float32)
 
   def f(x):
     return x @ w
 
-  exact2 = np.sum(np.square(estimators.exact_gradient(f, logits)))
+  exact2 = np.sum(np.square(exact_gradient(f, logits)))
   shares = {}
   for temperature in (0.1, 0.5, 1.0):
     found, _ = average(
@@ -283,13 +318,16 @@ def test_divisors_span_all_entropies(measured):
 def test_what_is_measured_is_of_the_networks(measured):
   """One network of the run, computed by itself."""
   _, arrays = measured
-  key = jax.random.split(jax.random.key(0), 12)[5]
-  key_network, key_logits, _ = jax.random.split(key, 3)
-  layers = gradient_bias.init_network(key_network)
-  payoffs = np.asarray(
-      gradient_bias.apply_network(layers, jnp.eye(C), 'tanh')
-  )
-  logits = np.asarray(jax.random.normal(key_logits, (C,)))
+
+  @jax.jit
+  def of_network_5():
+    key = jax.random.split(jax.random.key(0), 12)[5]
+    key_network, key_logits, _ = jax.random.split(key, 3)
+    layers = gradient_bias.init_network(key_network)
+    payoffs = gradient_bias.apply_network(layers, jnp.eye(C), 'tanh')
+    return payoffs, jax.random.normal(key_logits, (C,))
+
+  payoffs, logits = map(np.asarray, of_network_5())
   probs = softmax(logits / np.array(gradient_bias.DIVISORS)[:, None])
   exact = probs * (payoffs - probs @ payoffs[:, None])
   of = arrays['tanh']
@@ -366,33 +404,27 @@ def test_parts_are_sums_relative_to_the_gradients(measured):
 
 
 def command(*arguments):
-  return subprocess.Popen(
-      [sys.executable, '-m', 'gmvq_jax.experiments.gradient_bias', *arguments],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+  return commands.run_here(
+      *arguments, module='gmvq_jax.experiments.gradient_bias'
   )
 
 
-def test_the_command(tmp_path, measured):
-  mistakes = {
+def test_mistakes_of_the_command(tmp_path):
+  for name, arguments in {
       '--output': [],
       '--activations': [f'--output={tmp_path / "x"}', '--activations=gelu'],
-  }
-  folder = tmp_path / 'made' / 'here'
-  sizes = ['--networks=12', '--repeats=10', '--rounds=4']
-  good = command(f'--output={folder}', '--activations=tanh', *sizes)
-  bad = {name: command(*flags) for name, flags in mistakes.items()}
-  for name, process in bad.items():
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 2, err
-    assert not out
-    (line,) = err.splitlines()
-    assert line.startswith('error: ') and name in line
+  }.items():
+    result = command(*arguments)
+    commands.assert_one_line(result, name)
+    assert not result.stdout
   assert not (tmp_path / 'x').exists()
 
-  out, err = good.communicate(timeout=300)
-  assert good.returncode == 0, err
+
+def test_the_command(tmp_path, measured):
+  folder = tmp_path / 'made' / 'here'
+  sizes = ['--networks=12', '--repeats=10', '--rounds=4']
+  result = command(f'--output={folder}', '--activations=tanh', *sizes)
+  assert result.returncode == 0, result.stderr
   names = ['.json', '.svg', '_parts.svg']
   expected = sorted(f'gradient_bias{name}' for name in names)
   assert sorted(path.name for path in folder.iterdir()) == expected
@@ -400,7 +432,7 @@ def test_the_command(tmp_path, measured):
   assert results['activations'] == measured[0]['activations']
   assert results['versions']['jax'] == jax.__version__
   for table in gradient_bias.tables(results).values():
-    assert table in out
+    assert table in result.stdout
   for name in ('gradient_bias.svg', 'gradient_bias_parts.svg'):
     assert (folder / name).read_text().count('straight-through') >= 1
 
