@@ -1,9 +1,11 @@
 """The notebooks of docs/: they run, and say what they are kept as saying."""
 
+import ast
 import json
 import pathlib
 import re
 import sys
+import types
 
 import nbformat
 import pytest
@@ -24,6 +26,25 @@ def kept(request):
   return path, nbformat.read(path, as_version=4)
 
 
+def test_they_use_what_the_package_has(kept):
+  """Imports run, and attributes of modules exist; by default nothing else."""
+  _, notebook = kept
+  cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  lines = '\n'.join(cell.source for cell in cells).splitlines()
+  source = '\n'.join(x for x in lines if not x.startswith('%'))  # Magic.
+  nodes = list(ast.walk(ast.parse(source)))
+  imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+  names = {}
+  exec('\n'.join(map(ast.unparse, imports)), names)
+  assert any(name.startswith('gmvq') for name in names)
+  for node in nodes:
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+      value = names.get(node.value.id)
+      if isinstance(value, types.ModuleType):
+        assert hasattr(value, node.attr), f'{node.value.id}.{node.attr}'
+
+
+@pytest.mark.slow
 def test_collapse_is_seen_and_avoided(tmp_path):
   execute.execute('collapse', tmp_path, GMVQ_NOTEBOOK_STEPS='250')
   found = json.loads((tmp_path / 'results' / 'collapse.json').read_text())
@@ -57,6 +78,7 @@ def check_collapse(found, steps):
   assert min(methods['vqvae']['error_over_bound']) > 2.5
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_trained(tmp_path):
   execute.execute('tokenizer', tmp_path, GMVQ_NOTEBOOK_STEPS='60')
   path = tmp_path / 'docs' / 'notebooks' / 'tokenizer.json'
