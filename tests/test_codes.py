@@ -88,7 +88,7 @@ def test_small_sets_are_plain_arrays(tmp_path, codes):
     assert file['names'].tolist() == NAMES
 
 
-def test_there_is_no_image_beyond_the_last(path):
+def test_an_index_beyond_the_last_is_an_error(path):
   opened = codes_lib.open(path)
   for index in (7, -8):
     with pytest.raises(IndexError):
@@ -189,7 +189,7 @@ def test_damaged_files(tmp_path, codes, kind):
   assert 'delete it' in message
 
 
-def test_codes_that_are_not_of_the_description(tmp_path, codes):
+def test_codes_beyond_the_description_are_refused(tmp_path, codes):
   codes[2, 1, 1] = 301
   folder = write(tmp_path / 'folder', codes)
   opened = codes_lib.open(folder)
@@ -212,13 +212,13 @@ def test_npz_of_another_length(tmp_path, codes):
   assert '(8,2,3)' in message_of(codes_lib.open, path)
 
 
-def test_a_description_that_is_far_too_long_is_no_wait(tmp_path, codes):
+def test_a_description_of_too_many_files_is_refused_at_once(tmp_path, codes):
   folder = write(tmp_path / 'folder', codes)
   codes_lib.write_description(folder, described(count=10**12, shard_size=1))
   assert 'is not there' in message_of(codes_lib.open, folder)
 
 
-def test_a_small_set_replaces_nothing(tmp_path, codes):
+def test_a_small_set_replaces_no_file(tmp_path, codes):
   path = write(tmp_path / 'codes.npz', codes)
   before = path.read_bytes()
   message = message_of(
@@ -245,7 +245,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path, codes, monkeypatch):
   assert sorted(folder.iterdir()) == before
 
 
-def test_a_disk_that_does_not_take_them_is_one_line(codes):
+def test_a_folder_that_cannot_be_written_is_one_line(codes):
   with pytest.raises(OSError, match='/nowhere.*cannot be written'):
     codes_lib.write_shard(
         pathlib.Path('/nowhere'), described(), 0, NAMES[:3], codes[:3]

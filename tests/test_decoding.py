@@ -63,7 +63,7 @@ def test_decoding_continues(tokenizer, codes, tmp_path):
   assert (output / '000001.png').stat().st_mtime_ns == known
 
 
-def test_no_image_is_lost_for_its_name(tokenizer, codes, tmp_path):
+def test_names_that_differ_give_files_that_differ(tokenizer, codes, tmp_path):
   names = ['x.png', 'x', 'x.jpg', 'x.jpg.png', 'x.png.png']
   path = tmp_path / 'codes.npz'
   description = codes.description._replace(count=5)
@@ -76,7 +76,7 @@ def test_no_image_is_lost_for_its_name(tokenizer, codes, tmp_path):
   assert files == {f'{name}.png' for name in names}
 
 
-def test_outputs_that_are_no_folder(tokenizer, codes, tmp_path):
+def test_outputs_that_are_no_folder_are_refused(tokenizer, codes, tmp_path):
   for name in ('sheet.jpg', 'other.npy', 'page.html'):
     output = str(tmp_path / name)
     message = message_of(decoding.decode, tokenizer, codes, output)
@@ -84,7 +84,7 @@ def test_outputs_that_are_no_folder(tokenizer, codes, tmp_path):
     assert not (tmp_path / name).exists()
 
 
-def test_decoding_overwrites_nothing(tokenizer, codes, tmp_path):
+def test_decoding_overwrites_no_other_files(tokenizer, codes, tmp_path):
   output = tmp_path / 'originals'
   output.mkdir()
   (output / '000001.png').write_bytes(b'precious')
@@ -120,7 +120,7 @@ def test_a_contact_sheet(tokenizer, images, codes, tmp_path):
   assert (sheet[18:, 36:] == 255).all()
 
 
-def test_how_many_are_shown_by_default(
+def test_default_numbers_of_images(
     tokenizer, loaded, codes, tmp_path, monkeypatch
 ):
   page, sheet = str(tmp_path / 'page.html'), str(tmp_path / 'sheet.png')

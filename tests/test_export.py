@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 
 import gmvq_jax
 from gmvq_jax import errors
@@ -18,21 +19,23 @@ from gmvq_jax import results
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / 'examples'
 
-# With none of this package.
+COUNTS = 1, 3, 60
+# Without this package.
 RUN = '''
 import sys
 sys.modules['gmvq_jax'] = sys.modules['flax'] = sys.modules['optax'] = None
 import jax.export
 import numpy as np
 
-folder, count = sys.argv[1], int(sys.argv[2])
+folder, *counts = sys.argv[1:]
 programs = [open(f'{folder}/{name}.stablehlo', 'rb').read()
             for name in ('encode', 'decode')]
 encode, decode = map(jax.export.deserialize, programs)
 assert set(encode.platforms) == {'cpu', 'cuda', 'tpu'} == set(decode.platforms)
-images = np.load(f'{folder}/../images.npy')[:count]
-codes = encode.call(images)
-np.savez(f'{folder}/../{count}.npz', codes=codes, images=decode.call(codes))
+images = np.load(f'{folder}/../images.npy')
+for count in map(int, counts):
+  codes = encode.call(images[:count])
+  np.savez(f'{folder}/../{count}.npz', codes=codes, images=decode.call(codes))
 '''
 
 
@@ -56,22 +59,24 @@ def test_files(exported):
   ]  # fmt: skip
 
 
-@pytest.mark.parametrize('count', [1, 3, 60])
-def test_it_runs_with_jax_alone(exported, trained, tokenizer, count):
+def test_it_runs_with_jax_alone(exported, trained, tokenizer):
+  """On any number of images, with the codes and pixels of the tokenizer."""
   code = exported.parent / 'code.py'
   code.write_text(RUN)
   done = subprocess.run(
-      [sys.executable, code, exported, str(count)],
+      [sys.executable, code, exported, *map(str, COUNTS)],
       env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
       cwd=exported.parent,
       capture_output=True,
       text=True,
   )
   assert done.returncode == 0, done.stderr
-  made = np.load(exported.parent / f'{count}.npz')
-  codes = tokenizer.encode(trained[1][:count])
-  np.testing.assert_array_equal(made['codes'], codes)
-  np.testing.assert_array_equal(made['images'], tokenizer.decode(codes))
+  for count in COUNTS:
+    case = f'{count} images'
+    made = np.load(exported.parent / f'{count}.npz')
+    codes = tokenizer.encode(trained[1][:count])
+    np.testing.assert_array_equal(made['codes'], codes, case)
+    np.testing.assert_array_equal(made['images'], tokenizer.decode(codes), case)
 
 
 def test_it_loads_as_a_tokenizer(exported, trained, tokenizer):
@@ -83,7 +88,7 @@ def test_it_loads_as_a_tokenizer(exported, trained, tokenizer):
   np.testing.assert_array_equal(loaded.decode(codes), tokenizer.decode(codes))
 
 
-def test_what_is_known_of_it(exported, trained, tokenizer):
+def test_metrics_and_anchors_are_exported(exported, trained, tokenizer):
   config = json.loads((exported / 'config.json').read_text())
   known = results.evaluate_workdir(str(trained[0]))
   assert config['metrics'] == known
@@ -104,27 +109,32 @@ def test_what_is_known_of_it(exported, trained, tokenizer):
   assert '&' not in card, 'escaped as if it were HTML'
 
 
-def test_the_card_has_code_that_runs(exported):
+def test_the_card_has_code_that_runs(exported, monkeypatch):
   card = (exported / 'README.md').read_text()
   code = card.partition('```python\n')[2].partition('```')[0]
-  done = subprocess.run(
-      [sys.executable, '-c', code], cwd=exported, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
+  monkeypatch.chdir(exported)
+  names = {}
+  exec(code, names)
+  assert names['codes'].shape == (5, 4, 4)
+  assert names['restored'].shape == (5, 16, 16, 3)
 
 
-def test_without_the_data_the_card_says_so(trained, tmp_path):
-  moved = shutil.copytree(trained[0], tmp_path / 'run')
-  data = trained[0].parent / 'images.npz'
-  away = data.rename(tmp_path / 'images.npz')
-  try:
-    export.export(str(moved), str(tmp_path / 'out'))
-  finally:
-    away.rename(data)
+@pytest.fixture(scope='module')
+def without_data(photographs, tmp_path_factory):
+  """The work directory of a run whose images were removed."""
+  path = tmp_path_factory.mktemp('without_data')
+  exp = tiny.make(tiny.save_images(path, photographs))
+  tiny.save_checkpoints(exp, path / 'run', {1: 0.1})
+  (path / 'images.npz').unlink()
+  return path / 'run'
+
+
+def test_without_the_data_the_card_says_so(without_data, tmp_path):
   path = tmp_path / 'out'
+  export.export(str(without_data), str(path))
   card = (path / 'README.md').read_text()
   assert 'Not known:' in card and 'images.npz' in card
-  assert gmvq_jax.Tokenizer.load(path).num_codes == 24
+  assert gmvq_jax.Tokenizer.load(path).num_codes == 16
 
 
 def message_of(function, *args):
@@ -134,7 +144,7 @@ def message_of(function, *args):
   return str(caught.value)
 
 
-def test_outputs_that_are_taken(exported, trained, tmp_path):
+def test_outputs_that_exist_are_refused(exported, trained, tmp_path):
   before = {p: p.read_bytes() for p in exported.iterdir()}
   workdir = str(trained[0])
   assert 'is there already' in message_of(export.export, workdir, str(exported))
@@ -148,13 +158,15 @@ def test_outputs_that_are_taken(exported, trained, tmp_path):
   )
 
 
-def test_nothing_is_half_written(trained, tmp_path, monkeypatch):
+def test_an_export_is_written_whole_or_not_at_all(
+    without_data, tmp_path, monkeypatch
+):
   def fail(*_):
     raise OSError('No space left on device')
 
   monkeypatch.setattr(pathlib.Path, 'write_bytes', fail)
   with pytest.raises(OSError, match='No space'):
-    export.export(str(trained[0]), str(tmp_path / 'out'))
+    export.export(str(without_data), str(tmp_path / 'out'))
   assert not list(tmp_path.iterdir())
 
 

@@ -58,7 +58,7 @@ def test_shapes_and_counts(packages, fields, shape):
   assert all(images.dtype == np.uint8 for images in splits)
 
 
-def test_they_are_always_the_same(packages):
+def test_crops_are_always_the_same(packages):
   for one, other in zip(load(), load(), strict=True):
     np.testing.assert_array_equal(one, other)
 

@@ -71,7 +71,7 @@ def test_principal_components_are_those_of_the_covariance(rng):
   np.testing.assert_allclose(shares, values[:2] / values.sum())
 
 
-def test_near_codewords_have_near_colours():
+def test_close_codewords_have_similar_colours():
   """Along a line, colours go steadily from one end to the other."""
   codebook = np.linspace(0, 1, 16)[:, None] * np.ones((1, 3))
   red = pictures.code_colours(codebook)[:, 0].astype(int)

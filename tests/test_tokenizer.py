@@ -336,15 +336,7 @@ def test_averaged_parameters_of_the_best_checkpoint(tmp_path, photographs):
   """With the batch statistics of evaluation."""
   exp = tiny.make(tiny.save_images(tmp_path, photographs), ema_decay=0.9)
   run = tmp_path / 'run'
-  run.mkdir()
-  workdir_lib.write_json(run / 'config.json', exp.config.to_dict())
-  checkpoints = checkpoint.Checkpoints(run)
-  place = {'origin': exp.origin, 'batches': None}
-  states = {}
-  for step, mse in ((1, 0.3), (2, 0.1), (3, 0.2)):
-    states[step] = tiny.random_arrays(exp.abstract_state(), seed=step)
-    checkpoints.save(step, states[step], place, {'mse': mse})
-  checkpoints.close()
+  states = tiny.save_checkpoints(exp, run, {1: 0.3, 2: 0.1, 3: 0.2})
   loaded = gmvq_jax.Tokenizer.load(run)
   best = states[2]
   np.testing.assert_array_equal(

@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 
+from gmvq_jax import checkpoint
 from gmvq_jax import config as config_lib
 from gmvq_jax import experiment
 from gmvq_jax import programs
+from gmvq_jax import workdir
 
 FIELDS = {
     'batch_size': 16,
@@ -107,3 +109,26 @@ def random_model(config, channels=3, seed=0):
       lambda: model.init(jax.random.key(0), (16, 16, channels))
   )
   return model, random_arrays(like, seed)
+
+
+def save_checkpoints(exp, path, errors):
+  """Writes a work directory with checkpoints of random states.
+
+  Args:
+    exp: the experiment of the run.
+    path: of the work directory, which must not exist.
+    errors: the validation error of each step.
+
+  Returns:
+    The state of each step.
+  """
+  path.mkdir()
+  workdir.write_json(path / 'config.json', exp.config.to_dict())
+  checkpoints = checkpoint.Checkpoints(path)
+  place = {'origin': exp.origin, 'batches': None}
+  states = {}
+  for step, mse in errors.items():
+    states[step] = random_arrays(exp.abstract_state(), seed=step)
+    checkpoints.save(step, states[step], place, {'mse': mse})
+  checkpoints.close()
+  return states
