@@ -1,5 +1,7 @@
 """The autoencoder."""
 
+import functools
+
 import chex
 import jax
 import numpy as np
@@ -23,52 +25,54 @@ def small_model(depth=None):
   )
 
 
-@pytest.fixture
-def images(rng):
-  return rng.uniform(size=(2, 8, 8, 3)).astype(np.float32)
-
-
-@pytest.mark.parametrize('depth', [None, 2])
-def test_reconstruct_is_encode_quantize_decode(images, depth):
+@functools.cache
+def outputs(depth):
+  """Returns everything that the tests compare, from one program."""
   model = small_model(depth)
 
   @jax.jit
-  def reconstruct(images):
+  def run(images):
     variables = model.init(jax.random.key(0), images.shape[1:])
     decoded, quantized = model.reconstruct(variables, images)
-    h, _ = model.encode(variables, images)
-    again, _ = model.quantize(variables, h)
+    h, evaluated = model.encode(variables, images)
     z = model.quantizer.embed(
         variables.params['quantizer'],
         variables.quantizer_state,
         quantized.codes,
     )
-    return decoded, quantized.codes, again.codes, model.decode(variables, z)[0]
+    return dict(
+        variables=variables,
+        evaluated=evaluated,
+        trained=model.encode(variables, images, train=True)[1],
+        decoded=decoded,
+        codes=quantized.codes,
+        codes_of_latents=model.quantize(variables, h)[0].codes,
+        decoded_codes=model.decode(variables, z)[0],
+    )
 
-  decoded, codes, again, of_codes = jax.device_get(reconstruct(images))
-  chex.assert_shape(decoded, images.shape)
-  chex.assert_shape(codes, (2, 4, 4, *model.quantizer.code_shape))
-  np.testing.assert_array_equal(codes, again, err_msg='codes')
-  np.testing.assert_allclose(decoded, of_codes, atol=1e-5, err_msg='images')
+  images = np.random.default_rng(0).uniform(size=(2, 8, 8, 3))
+  return model, jax.device_get(run(images.astype(np.float32)))
 
 
-def test_training_moves_statistics_and_evaluation_does_not(images):
-  model = small_model()
+@pytest.mark.parametrize('depth', [None, 2])
+def test_reconstruct_is_encode_quantize_decode(depth):
+  model, found = outputs(depth)
+  chex.assert_shape(found['decoded'], (2, 8, 8, 3))
+  chex.assert_shape(found['codes'], (2, 4, 4, *model.quantizer.code_shape))
+  np.testing.assert_array_equal(found['codes'], found['codes_of_latents'])
+  np.testing.assert_allclose(
+      found['decoded'], found['decoded_codes'], atol=1e-5
+  )
 
-  @jax.jit
-  def encode(images):
-    variables = model.init(jax.random.key(0), images.shape[1:])
-    _, trained = model.encode(variables, images, train=True)
-    _, evaluated = model.encode(variables, images)
-    return variables, trained, evaluated
 
-  variables, trained, evaluated = jax.device_get(encode(images))
-  before, after = variables.batch_stats, trained.batch_stats
+def test_training_moves_statistics_and_evaluation_does_not():
+  _, found = outputs(None)
+  before, after = (found[x].batch_stats for x in ('variables', 'trained'))
   assert not np.allclose(
       *(jax.tree.leaves(s['encoder'])[0] for s in (before, after))
   )
   chex.assert_trees_all_equal(before['decoder'], after['decoder'])
-  chex.assert_trees_all_equal(variables, evaluated)
+  chex.assert_trees_all_equal(found['variables'], found['evaluated'])
 
 
 def test_bytes_are_converted_to_the_unit_interval():
