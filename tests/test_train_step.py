@@ -1,4 +1,4 @@
-"""The train step: one trace, any number of devices, and what it promises."""
+"""The train step: one trace, any number of devices, and what it computes."""
 
 import chex
 import jax
@@ -10,198 +10,253 @@ import tiny
 
 import gmvq_jax
 from gmvq_jax import autoencoder
+from gmvq_jax import distributed
+from gmvq_jax import experiment
 from gmvq_jax import networks
 from gmvq_jax import programs
 from gmvq_jax import train_step
 
 
-@pytest.fixture
-def name(tmp_path, photographs):
-  return tiny.save_images(tmp_path, photographs)
+class Steps:
+  """Training steps of an experiment, always of copies of a state.
+
+  Attributes:
+    experiment: what is trained.
+    images: a batch.
+    start: the state before the first step, on the host.
+    states, metrics: after each of a few steps on that batch, on the host.
+    builds: how often the model was built for the programs.
+  """
+
+  def __init__(self, config, start=None, count=3):
+    self.experiment = experiment.Experiment(config)
+    self.images = self.experiment.splits.train[:16]
+    self.start = jax.device_get(start or self.experiment.init_state())
+    self.states, self.metrics = [], []
+    builds, build = [], programs.build
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(
+          programs, 'build', lambda *args: builds.append(args) or build(*args)
+      )
+      state = self.start
+      for _ in range(count):
+        state, metrics = self.step(state)
+        self.states.append(state)
+        self.metrics.append(metrics)
+    self.builds = len(builds)
+
+  def step(self, state):
+    """Returns the next state and the metrics, on the host."""
+    state = distributed.replicate(state, self.experiment.mesh)
+    step = self.experiment.make_train_step()
+    return jax.device_get(step(state, self.images))
 
 
-def start(experiment):
-  return experiment.init_state(), experiment.splits.train
+@pytest.fixture(scope='module')
+def gmvq(trained):
+  programs._programs.cache_clear()  # Other tests may have traced the step.
+  return Steps(tiny.like(trained[0]))
 
 
-def test_one_trace(name, monkeypatch):
-  programs._programs.cache_clear()  # Other tests have called it otherwise.
-  experiment = tiny.make(name)
-  state, images = start(experiment)
-  step = experiment.make_train_step()
-  traces, build = [], programs.build
-  monkeypatch.setattr(
-      programs, 'build', lambda *args: traces.append(args) or build(*args)
-  )
-  for i in range(4):
-    state, _ = step(state, images[16 * i : 16 * i + 16])
-  assert len(traces) == 1
-  assert int(state.step) == 4
+@pytest.fixture(scope='module')
+def name(tmp_path_factory, photographs):
+  return tiny.save_images(tmp_path_factory.mktemp('data'), photographs)
 
 
-def test_each_step_has_noise_and_a_temperature_of_its_own(name):
+@pytest.fixture(scope='module')
+def small(name):
+  return Steps(tiny.small_config(name))
+
+
+@pytest.fixture(scope='module')
+def averaged(name):
+  """Has a moving average of the parameters."""
+  return Steps(tiny.small_config(name, **tiny.MORE_STATE))
+
+
+@pytest.fixture(scope='module')
+def mirrored_l1(name, small):
+  """One step from the same state, with two other fields."""
+  config = tiny.small_config(name, random_flip=True, reconstruction_loss='l1')
+  return Steps(config, small.start, count=1)
+
+
+def test_one_trace(gmvq):
+  assert gmvq.builds == 1
+  assert [int(state.step) for state in gmvq.states] == [1, 2, 3]
+
+
+def test_each_step_has_noise_and_a_temperature_of_its_own(gmvq):
   """The same parameters on the same batch, at two steps."""
-  experiment = tiny.make(name)
-  state, images = start(experiment)
-  step = experiment.make_train_step()
-
-  def metrics_at(number):
-    there = jax.tree.map(jnp.copy, state)._replace(step=jnp.int32(number))
-    return step(there, images[:16])[1]
-
-  one, again, late = metrics_at(0), metrics_at(0), metrics_at(6)
+  one, again, late = (
+      gmvq.step(gmvq.start._replace(step=np.int32(number)))[1]
+      for number in (0, 0, 6)
+  )
   chex.assert_trees_all_equal(one, again)
   assert one['mse'] != late['mse']
   np.testing.assert_allclose(one['temperature'], 2.0, rtol=1e-6)
   np.testing.assert_allclose(late['temperature'], 0.2**0.5, rtol=1e-6)
 
 
-def test_every_parameter_is_trained(name):
-  experiment = tiny.make(name)
-  state, images = start(experiment)
-  before = jax.device_get(state.variables.params)
-  step = experiment.make_train_step()
-  # In the first, blocks that start as the identity pass no gradient inside.
-  for _ in range(3):
-    state, _ = step(state, images[:16])
+def test_every_parameter_is_trained(gmvq):
+  # In the first step, blocks that are initialised as the identity pass no
+  # gradient to their inner layers.
   for (path, old), new in zip(
-      jax.tree.leaves_with_path(before),
-      jax.tree.leaves(state.variables.params),
+      jax.tree.leaves_with_path(gmvq.start.variables.params),
+      jax.tree.leaves(gmvq.states[-1].variables.params),
       strict=True,
   ):
     assert not np.array_equal(old, new), jax.tree_util.keystr(path)
 
 
-def test_codebook_starts_at_the_means_of_latents(name):
-  experiment = tiny.make(name)
-  state, images = start(experiment)
-  model = experiment.model
-  # The same images, through the same networks, are nearer to the codebook than
-  # to any random one of that scale.
-  h, _ = model.encode(
-      state.variables, autoencoder.to_unit(images[:64]), train=True
-  )
-  z_hat = h[..., :4].reshape(-1, 4)
-  codebook = state.variables.params['quantizer']['codebook']
+def test_the_codebook_is_initialised_at_the_means_of_latents(gmvq):
+  """It is nearer to the latents of images than a random one of that scale."""
+  model, variables = gmvq.experiment.model, gmvq.start.variables
+  images = gmvq.experiment.splits.train[:64]
+
+  @jax.jit
+  def encode(images):
+    h, _ = model.encode(variables, autoencoder.to_unit(images), train=True)
+    return h
+
+  z_hat = np.asarray(encode(images))[..., :4].reshape(-1, 4)
+  codebook = variables.params['quantizer']['codebook']
 
   def error(codebook):
-    nearest = codebook[gmvq_jax.nearest_codes(z_hat, codebook)]
-    return jnp.mean((z_hat - nearest) ** 2)
+    distance = np.square(z_hat[:, None] - codebook).sum(-1)
+    return distance.min(axis=1).mean()
 
-  random = jax.random.normal(jax.random.key(0), codebook.shape)
+  random = np.random.default_rng(0).normal(size=codebook.shape)
   random = z_hat.mean(0) + z_hat.std(0) * random
   assert error(codebook) < 0.8 * error(random)
 
 
 def test_fresh_entries_lose_their_moments():
   """A quantizer that rewrites row 3 after each step, and says so."""
-  quantizer = gmvq_jax.gmvq(16, 4, gamma=0.1, beta=1.0)
+  quantizer = gmvq_jax.vqvae(16, 4)
 
   def finish(params, state):
     fresh = (jnp.arange(16) == 3)[:, None]
     rows = jnp.where(fresh, 7.0, params['codebook'])
     return {'codebook': rows}, state, {'codebook': fresh}
 
-  quantizer = quantizer._replace(finish=finish)
+  def network(kind, *args, **kwargs):
+    style = networks.Style(batch_norm=False)
+    return kind(*args, width=4, num_blocks=0, style=style, **kwargs)
+
   model = autoencoder.Autoencoder(
-      networks.Encoder(quantizer.heads, width=8, num_blocks=0),
-      quantizer,
-      networks.Decoder(width=8, num_blocks=0),
+      network(networks.Encoder, quantizer.heads, num_downsamplings=1),
+      quantizer._replace(finish=finish),
+      network(networks.Decoder, num_upsamplings=1),
   )
   optimizer = optax.adamw(1e-3)
-  images = jnp.asarray(np.random.default_rng(0).integers(
-      0, 255, (32, 16, 16, 3)), jnp.uint8)
-  state = train_step.init_state(
-      jax.random.key(0),
-      model,
-      optimizer,
-      images,
-      kmeans_iterations=2,
-  )
-  step = train_step.make_train_step(model, optimizer, lambda _: 1.0)
-  state, _ = step(state, images[:16])
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 255, (16, 8, 8, 3), np.uint8)
+
+  @jax.jit
+  def steps(key):
+    state = train_step.init_state(key, model, optimizer, images, kmeans=False)
+    step = train_step.make_train_step(model, optimizer, lambda _: 1.0)
+    # Every codeword is the nearest to some latent, and so has a gradient.
+    h, _ = model.encode(state.variables, autoencoder.to_unit(images))
+    state.variables.params['quantizer']['codebook'] = h.reshape(-1, 4)[:16]
+    return step(state, images)[0]
+
+  state = jax.device_get(steps(jax.random.key(0)))
   codebook = state.variables.params['quantizer']['codebook']
   np.testing.assert_array_equal(codebook[3], 7.0)
   adam = state.opt_state[0]
   for moment in (adam.mu, adam.nu):
     of_codebook = moment['quantizer']['codebook']
     np.testing.assert_array_equal(of_codebook[3], 0)
-    assert np.all(np.abs(of_codebook[:3]).max(axis=1) > 0)
+    others = np.delete(np.abs(of_codebook).max(axis=1), 3)
+    assert np.all(others > 0)
     assert np.abs(jax.tree.leaves(moment['encoder'])[0]).max() > 0
 
 
-def test_the_average_of_parameters_is_its_closed_form(name):
+def test_the_average_of_parameters_is_its_closed_form(averaged):
   """Weights of 1 - d_t times the later d's; the first are small, to forget."""
-  experiment = tiny.make(name, ema_decay=0.3)
-  state, images = start(experiment)
 
-  def leaf(state):
-    return np.asarray(state.variables.params['quantizer']['codebook'])
+  def leaf(tree):
+    return jax.tree.leaves(tree)[0]
 
-  def average(state):
-    return np.asarray(state.ema_params['quantizer']['codebook'])
+  def check(step, before, after):
+    decay = min(0.9, (1 + step) / (10 + step))
+    expected = decay * leaf(before.ema_params) + (1 - decay) * leaf(
+        after.variables.params
+    )
+    np.testing.assert_allclose(
+        leaf(after.ema_params), expected, rtol=1e-5, atol=1e-7,
+        err_msg=f'step {step}',
+    )  # fmt: skip
 
-  np.testing.assert_array_equal(average(state), leaf(state))
-  expected = leaf(state)
-  step = experiment.make_train_step()
-  for i in range(6):
-    state, _ = step(state, images[:16])
-    decay = min(0.3, (1 + i) / (10 + i))
-    expected = decay * expected + (1 - decay) * leaf(state)
-    np.testing.assert_allclose(average(state), expected, rtol=1e-5, atol=1e-7)
-  assert not np.allclose(average(state), leaf(state), rtol=1e-3)
-  used = state.eval_variables.params['quantizer']['codebook']
-  np.testing.assert_array_equal(average(state), used)
+  chex.assert_trees_all_equal(
+      averaged.start.ema_params, averaged.start.variables.params
+  )
+  before = averaged.start
+  for step, after in enumerate(averaged.states):
+    check(step, before, after)
+    before = after
+  late = before._replace(step=np.int32(1000))
+  check(1000, late, averaged.step(late)[0])
+  assert not np.allclose(
+      leaf(before.ema_params), leaf(before.variables.params), rtol=1e-3
+  )
+  chex.assert_trees_all_equal(before.eval_variables.params, before.ema_params)
 
 
-def test_an_average_changes_evaluation_and_not_training(name):
-  hashes, errors = [], []
-  for decay in (0.0, 0.9):
-    experiment = tiny.make(name, ema_decay=decay)
-    state, images = start(experiment)
-    step = experiment.make_train_step()
-    for _ in range(5):
-      state, _ = step(state, images[:16])
-    state = experiment.calibrate(state)
-    hashes.append(jax.device_get(state.variables))
-    errors.append(experiment.evaluate(state, 'test').metrics['mse'])
-  chex.assert_trees_all_equal(*hashes)
-  assert errors[0] != errors[1]
+def test_an_average_changes_evaluation_and_not_training(small, averaged):
+  one, other = small.states[-1], averaged.states[-1]
+  chex.assert_trees_all_equal(one.variables, other.variables)
+  one, other = (
+      small.experiment.evaluate(
+          distributed.replicate(state, small.experiment.mesh), 'test'
+      ).metrics['mse']
+      for state in (one, other)
+  )
+  assert one != other
 
 
 def test_half_of_the_images_are_mirrored(rng):
-  images = jnp.asarray(rng.uniform(size=(400, 4, 6, 3)))
-  flipped = train_step._flip_some(jax.random.key(0), images)
-  same = np.all(np.isclose(flipped, images), axis=(1, 2, 3))
-  mirrored = np.all(np.isclose(flipped, images[:, :, ::-1]), axis=(1, 2, 3))
+  images = rng.uniform(size=(400, 4, 6, 3)).astype(np.float32)
+  flipped = jax.jit(train_step._flip_some)(jax.random.key(0), images)
+  flipped = np.asarray(flipped)
+  same = np.all(flipped == images, axis=(1, 2, 3))
+  mirrored = np.all(flipped == images[:, :, ::-1], axis=(1, 2, 3))
   assert np.all(same ^ mirrored)
   assert 150 < mirrored.sum() < 250
 
 
-def test_mirroring_is_a_field(name):
-  """The same state and batch, with mirroring and without."""
-  losses = []
-  for flip in (False, True):
-    experiment = tiny.make(name, random_flip=flip)
-    state, images = start(experiment)
-    _, metrics = experiment.make_train_step()(state, images[:16])
-    losses.append(float(metrics['loss']))
-  assert losses[0] != losses[1]
+def test_mirroring_is_a_field(small, mirrored_l1):
+  """The same state and batch have another error; the loss changes none."""
+  with_it, without = mirrored_l1.metrics[0], small.metrics[0]
+  assert abs(with_it['mse'] / without['mse'] - 1) > 1e-4
+  np.testing.assert_allclose(
+      with_it['brightness_variance'],
+      without['brightness_variance'],
+      rtol=1e-4,
+  )
 
 
-def test_the_reconstruction_loss_is_a_field(name):
-  """The loss is it and the quantizer's terms; the MSE is reported anyway."""
-  for loss in ('mse', 'l1'):
-    experiment = tiny.make(name, reconstruction_loss=loss)
-    state, images = start(experiment)
-    _, metrics = experiment.make_train_step()(state, images[:16])
-    metrics = {k: float(v) for k, v in metrics.items()}
-    positions, data_dim = 16, 16 * 16 * 3
-    terms = 0.01 * (metrics['latent'] + 10 * metrics['kl'])
-    np.testing.assert_allclose(
-        metrics['loss'],
-        metrics['reconstruction'] + terms * positions / data_dim,
-        rtol=1e-5,
-    )
-    same = np.isclose(metrics['reconstruction'], metrics['mse'])
-    assert same == (loss == 'mse')
+def test_the_reconstruction_loss_is_a_field(small, mirrored_l1):
+  """The MSE is reported anyway."""
+  mse, l1 = small.metrics[0], mirrored_l1.metrics[0]
+  np.testing.assert_allclose(mse['reconstruction'], mse['mse'], rtol=1e-5)
+  assert l1['mse'] < 0.8 * l1['reconstruction'] < l1['reconstruction']
+  # The quantizer's term, a multiple of its error, is added to either.
+  factors = [
+      (m['loss'] - m['reconstruction']) / m['quantization_error']
+      for m in (mse, l1)
+  ]
+  np.testing.assert_allclose(*factors, rtol=1e-3)
+
+
+def test_the_loss_is_the_reconstruction_and_the_quantizers_terms(gmvq):
+  metrics = gmvq.metrics[0]
+  positions, data_dim = 16, 16 * 16 * 3
+  terms = 0.01 * (metrics['latent'] + 10 * metrics['kl'])
+  np.testing.assert_allclose(
+      metrics['loss'],
+      metrics['reconstruction'] + terms * positions / data_dim,
+      rtol=1e-5,
+  )

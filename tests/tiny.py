@@ -1,11 +1,13 @@
 """A run small enough for tests: images of 16 x 16, 16 codes, 4 channels."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmvq_jax import checkpoint
 from gmvq_jax import config as config_lib
 from gmvq_jax import experiment
+from gmvq_jax import losses
 from gmvq_jax import programs
 from gmvq_jax import workdir
 
@@ -26,10 +28,6 @@ FIELDS = {
     'quantizer.dim': 4,
     'quantizer.beta': 10.0,
 }
-
-# Fields that add to the state; tests share them, and so the compiled programs.
-# No gradient is that large.
-OTHER_STATE = {'ema_decay': 0.9, 'skip_nonfinite': 2, 'clip_norm': 1e6}
 
 
 def save_images(directory, images):
@@ -132,3 +130,41 @@ def save_checkpoints(exp, path, errors):
     checkpoints.save(step, states[step], place, {'mse': mse})
   checkpoints.close()
   return states
+
+
+def like(run, **fields):
+  """Returns the configuration of a run, with other fields as given.
+
+  Runs that differ in numbers alone share its compiled programs.
+  """
+  result = workdir.read_config(str(run))
+  result.update_from_flattened_dict(
+      {k.replace('__', '.'): v for k, v in fields.items()}
+  )
+  return result
+
+
+def small_config(data_name, **fields):
+  """Returns a configuration whose programs compile in half the time."""
+  result = method_config('vqvae+ema')
+  result.data.name = data_name
+  small = {'network.num_downsamplings': 1, 'kmeans.images': 0}
+  result.update_from_flattened_dict(
+      small | {k.replace('__', '.'): v for k, v in fields.items()}
+  )
+  return result
+
+
+# Fields that add to the state of a run. No gradient is clipped.
+MORE_STATE = {
+    'ema_decay': 0.9,
+    'skip_nonfinite': 2,
+    'clip_norm': 1e6,
+    'reconstruction_loss': 'tiny:nan_if_white',
+}
+
+
+def nan_if_white(decoded, images):
+  """A reconstruction loss: the MSE, but NaN for images that are white."""
+  white = jnp.min(images, axis=(1, 2, 3)) == 1
+  return losses.mse(decoded, images) * jnp.where(white, jnp.nan, 1)
