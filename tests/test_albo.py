@@ -46,11 +46,16 @@ def test_albo_is_eqs_13_and_14(rng, x64):
   q_c = rng.dirichlet(np.ones(C))
   terms, _ = jax.device_get(albo(squared_error, 1.7, q_c))
   chex.assert_shape(terms, ())
-  expected = reference.albo(squared_error, 1.7, q_c, **NUMBERS)
-  np.testing.assert_allclose(terms.loss, expected, rtol=1e-12)
-  np.testing.assert_allclose(terms.reconstruction, squared_error.mean() / 48)
-  np.testing.assert_allclose(terms.kl, reference.kl_to_uniform(q_c))
-  assert terms.latent == 1.7
+  expected = gmvq_jax.Albo(
+      reconstruction=squared_error.mean() / NUMBERS['data_dim'],
+      latent=1.7,
+      kl=reference.kl_to_uniform(q_c),
+      loss=reference.albo(squared_error, 1.7, q_c, **NUMBERS),
+  )
+  for name, value in expected._asdict().items():
+    np.testing.assert_allclose(
+        getattr(terms, name), value, rtol=1e-12, err_msg=name
+    )
 
 
 @pytest.mark.parametrize('two_sigma2', [0.5, 1.0, 3.0])
