@@ -1,51 +1,35 @@
-"""Numbers that go wrong: they are seen, named, and left out if so wished."""
+"""Numbers that are not finite, or all alike: named, or skipped if wished."""
 
 import json
 import math
+import shutil
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
 
 from gmvq_jax import autoencoder
+from gmvq_jax import checkpoint
 from gmvq_jax import config as config_lib
 from gmvq_jax import errors
+from gmvq_jax import experiment
 from gmvq_jax import programs
-from gmvq_jax import schedules
+from gmvq_jax import results
 from gmvq_jax import train
-from gmvq_jax import train_step
-
-WHITE = '''
-import jax.numpy as jnp
-
-def loss(decoded, images):
-  """NaN for images that are white."""
-  error = jnp.mean(jnp.square(decoded - images), axis=(1, 2, 3))
-  return error * jnp.where(jnp.min(images, axis=(1, 2, 3)) == 1, jnp.nan, 1)
-'''
+from gmvq_jax.data import pipeline
 
 
-@pytest.fixture
-def name(tmp_path, photographs):
-  return tiny.save_images(tmp_path, photographs)
+@pytest.fixture(scope='module')
+def name(tmp_path_factory, photographs):
+  return tiny.save_images(tmp_path_factory.mktemp('data'), photographs)
 
 
-@pytest.fixture
-def some_white(tmp_path, photographs, monkeypatch):
-  """Makes a data set with white images, and a loss that is NaN there."""
-  (tmp_path / 'white_is_nan.py').write_text(WHITE)
-  monkeypatch.syspath_prepend(tmp_path)
-
-  def make(where):
-    images = photographs.copy()
-    images[where] = 255
-    return tiny.save_images(tmp_path, images)
-
-  return make
+def skipping(data_name):
+  """Skips two updates in a row; the loss is NaN for white images."""
+  return tiny.small_config(data_name, **tiny.MORE_STATE)
 
 
 def strict(workdir):
@@ -58,113 +42,105 @@ def strict(workdir):
   return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
-def run(name, tmp_path, **fields):
-  return train.run(tiny.config(name, **fields), str(tmp_path / 'run'))
-
-
 def test_a_skipped_update_leaves_everything_as_it_was(name):
   """Parameters, moments, averages, statistics, and a quantizer's state."""
-  config = tiny.config(name, skip_nonfinite=3)
-  parts = programs.build(config, programs.numbers_of(config), 3, 12)
-  images = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 16, 3))
-  images = jnp.asarray(images, jnp.uint8).at[1].set(255)
-  state = train_step.init_state(
-      jax.random.key(0), parts.model, parts.optimizer, images[0],
-      kmeans=False, ema=True,
-  )  # fmt: skip
-  step = train_step.make_train_step(
-      parts.model,
-      parts.optimizer,
-      schedules.temperature(1.0, 0.5, 12),
-      reconstruction_loss=lambda decoded, images: (
-          jnp.where(jnp.min(images) == 1, jnp.nan, 1)
-          * jnp.mean((decoded - images) ** 2, axis=(1, 2, 3))
-      ),
-      ema_decay=0.9,
-  )
-  state, metrics = step(state, images[0])
-  assert metrics['skipped_updates'] == 0
-  before = jax.device_get(state)
-  state, metrics = step(state, images[1])
-  assert metrics['skipped_updates'] == metrics['skipped_in_a_row'] == 1
-  after = jax.device_get(state)
+  exp = experiment.Experiment(skipping(name))
+  step = exp.make_train_step()
+  images = exp.splits.train[:48].reshape(3, 16, 16, 16, 3)
+  images[1] = 255
+  states, metrics = [], []
+  state = exp.init_state()
+  for batch in images:
+    state, of_step = step(state, batch)
+    states.append(jax.device_get(state))
+    metrics.append(jax.device_get(of_step))
+  before, after, last = states
+  assert metrics[0]['skipped_updates'] == 0
+  assert metrics[1]['skipped_updates'] == metrics[1]['skipped_in_a_row'] == 1
+  assert before.variables.quantizer_state and before.variables.batch_stats
   for field in ('variables', 'ema_params', 'key', 'eval_batch_stats'):
     chex.assert_trees_all_equal(getattr(after, field), getattr(before, field))
   chex.assert_trees_all_equal(
       after.opt_state.inner_state, before.opt_state.inner_state
   )
   assert after.step == before.step + 1
-  state, metrics = step(state, images[2])
-  assert metrics['skipped_updates'] == 1
-  assert metrics['skipped_in_a_row'] == 0
-  assert np.isfinite(metrics['loss'])
+  assert metrics[2]['skipped_updates'] == 1
+  assert metrics[2]['skipped_in_a_row'] == 0
+  assert np.isfinite(metrics[2]['loss'])
+  for field in ('variables', 'ema_params'):
+    old, new = (
+        jax.tree.leaves(getattr(state, field))[0] for state in (after, last)
+    )
+    assert not np.array_equal(old, new), field
 
 
-def test_a_run_names_what_it_skips_and_goes_on(some_white, tmp_path, capsys):
-  data = some_white([100, 200, 300])
-  summary = run(
-      data,
-      tmp_path,
-      num_steps=30,
-      eval_every_steps=30,
-      checkpoint_every_steps=30,
-      log_every_steps=1,
-      skip_nonfinite=2,
-      reconstruction_loss='white_is_nan:loss',
-  )
-  assert math.isfinite(summary['mse'])
+def test_a_run_names_what_it_skips_and_goes_on(tmp_path, photographs, capsys):
+  """White images in the batches of steps 3 and 8."""
+  images = photographs.copy()
+  order = pipeline.Order(480, 16, 0)
+  images[[order[2][5], order[7][0]]] = 255
+  config = skipping(tiny.save_images(tmp_path, images))
+  best = train.run(config, str(tmp_path / 'run'), test=False)
+  assert math.isfinite(best['mse'])
   lines = capsys.readouterr().out.splitlines()
   skipped = [line for line in lines if line.endswith('; skipped')]
-  batches = [r for r in strict(tmp_path / 'run') if 'split' not in r]
-  assert 1 <= len(skipped) <= 3
-  assert batches[-1]['skipped_updates'] == len(skipped)
-  assert sum('loss' not in record for record in batches) == len(skipped)
+  assert [line.partition(':')[0] for line in skipped] == ['step 3', 'step 8']
+  logged = {r['step']: r for r in strict(tmp_path / 'run') if 'split' not in r}
+  assert logged[4]['skipped_updates'] == 1
+  assert logged[12]['skipped_updates'] == 2
+  assert [step for step in logged if 'loss' not in logged[step]] == [8]
 
 
-def test_too_many_in_a_row_end_a_run(some_white, tmp_path):
-  data = some_white(slice(None))
+def test_too_many_in_a_row_end_a_run(tmp_path, photographs):
+  images = np.full_like(photographs, 255)
+  config = skipping(tiny.save_images(tmp_path, images))
   with pytest.raises(errors.DivergedError, match='step 3: loss is nan'):
-    run(
-        data,
-        tmp_path,
-        skip_nonfinite=2,
-        reconstruction_loss='white_is_nan:loss',
+    train.run(config, str(tmp_path / 'run'))
+
+
+def test_gradients_are_clipped_to_the_norm(rng):
+  def optimizer(**fields):
+    config = tiny.config('', **fields)
+    return programs.build(config, programs.numbers_of(config), 3, 12).optimizer
+
+  clipped, plain = optimizer(clip_norm=0.5), optimizer()
+  params = {'w': rng.normal(size=9).astype(np.float32)}
+
+  @jax.jit
+  def moments(gradient, factor):
+    return [
+        optax.tree.get(
+            optimizer.update({'w': g}, optimizer.init(params), params)[1], 'nu'
+        )['w']
+        for optimizer, g in ((clipped, gradient), (plain, factor * gradient))
+    ]
+
+  for norm, factor in ((5.0, 0.1), (0.1, 1.0)):
+    gradient = rng.normal(size=9).astype(np.float32)
+    gradient *= norm / np.linalg.norm(gradient)
+    np.testing.assert_allclose(
+        *moments(gradient, factor), rtol=1e-5, err_msg=f'norm {norm}'
     )
 
 
-def test_gradients_are_clipped_to_the_norm(name, rng):
-  config = tiny.config(name, clip_norm=0.5)
-  clipped = programs.build(config, programs.numbers_of(config), 3, 12).optimizer
-  plain = programs.build(
-      tiny.config(name), programs.numbers_of(config), 3, 12
-  ).optimizer
-  params = {'w': jnp.asarray(rng.normal(size=9))}
-  for norm, factor in ((5.0, 0.1), (0.1, 1.0)):
-    gradient = rng.normal(size=9)
-    gradient *= norm / np.linalg.norm(gradient)
-    state = clipped.update({'w': gradient}, clipped.init(params), params)[1]
-    expected = plain.update(
-        {'w': factor * gradient}, plain.init(params), params
-    )[1]
-    moments = [optax.tree.get(s, 'nu')['w'] for s in (state, expected)]
-    np.testing.assert_allclose(*moments, rtol=1e-5)
-
-
-def ends_well(config, tmp_path):
-  summary = train.run(config, str(tmp_path / 'run'))
+def ends_well(config, workdir):
+  assert train.run(config, str(workdir), test=False)
+  summary = results.evaluate_workdir(str(workdir))
   numbers = [x for x in summary.values() if isinstance(x, float)]
-  assert all(map(math.isfinite, numbers))
-  assert strict(tmp_path / 'run')
+  assert all(map(math.isfinite, numbers)), summary
+  assert strict(workdir)
 
 
-def test_learning_rates_that_are_too_high(name, tmp_path):
+def test_learning_rates_that_are_too_high(trained, tmp_path):
   """AdamW and batch norms bear a thousand, to no good end."""
-  ends_well(tiny.config(name, learning_rate=1e3), tmp_path / 'high')
+  high = tiny.like(trained[0], learning_rate=1e3)
+  ends_well(high, tmp_path / 'high')
+  higher = tiny.like(trained[0], learning_rate=1e6)
   with pytest.raises(errors.DivergedError, match=r'step \d+: loss is nan'):
-    run(name, tmp_path, learning_rate=1e6)
+    train.run(higher, str(tmp_path / 'higher'))
 
 
-METHODS = ('gmvq', 'sqvae', 'vqvae+replace')
+OTHERS = ('sqvae', 'vqvae+replace')
 
 
 def of_method(name, method):
@@ -174,25 +150,66 @@ def of_method(name, method):
   return config
 
 
+def check_warning(output, what):
+  """Checks that a run warns once, at its first step."""
+  assert output.count(what) == 1
+  assert f'step 1: {what}' in output
+
+
+def save_equal_images(path, photographs, kind):
+  one = photographs[0] if kind == 'all equal' else np.uint8(7)
+  return tiny.save_images(path, np.broadcast_to(one, photographs.shape))
+
+
+def test_images_without_difference(trained, tmp_path, photographs, capsys):
+  name = save_equal_images(tmp_path, photographs, 'constant')
+  ends_well(tiny.like(trained[0], data__name=name), tmp_path / 'run')
+  check_warning(
+      capsys.readouterr().out, 'all images of the batch are equally bright'
+  )
+
+
+def test_a_dead_encoder(trained, tmp_path, capsys):
+  """Its latents are 0, whatever the image, as its last layer is."""
+  source = tmp_path / 'source'
+  source.mkdir()
+  shutil.copy(trained[0] / 'config.json', source)
+  config = tiny.like(trained[0])
+  state = tiny.random_arrays(experiment.Experiment(config).abstract_state())
+  encoder = state.variables.params['encoder']
+  for head in ('Conv_0', 'Conv_1'):
+    encoder[head] = jax.tree.map(np.zeros_like, encoder[head])
+  checkpoints = checkpoint.Checkpoints(source)
+  checkpoints.save(1, state, {}, {'mse': 0.0})
+  checkpoints.close()
+  # The encoder remains dead at this rate.
+  config = tiny.like(trained[0], init_from=str(source), learning_rate=1e-12)
+  ends_well(config, tmp_path / 'run')
+  check_warning(
+      capsys.readouterr().out, 'all latents of the batch are the same'
+  )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'method, kind',
-    zip(METHODS, ('constant', 'all equal', 'constant'), strict=True),
+    [('sqvae', 'all equal'), ('vqvae+replace', 'constant')],
 )
-def test_images_without_difference(
+def test_images_without_difference_and_other_methods(
     tmp_path, photographs, capsys, kind, method
 ):
-  one = photographs[0] if kind == 'all equal' else np.uint8(7)
-  images = np.broadcast_to(one, photographs.shape)
-  name = tiny.save_images(tmp_path, images)
-  ends_well(of_method(name, method), tmp_path)
-  said = capsys.readouterr().out
-  assert said.count('all images of the batch are equally bright') == 1
-  assert 'step 1: all images of the batch are equally bright' in said
+  name = save_equal_images(tmp_path, photographs, kind)
+  ends_well(of_method(name, method), tmp_path / 'run')
+  check_warning(
+      capsys.readouterr().out, 'all images of the batch are equally bright'
+  )
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_a_dead_encoder(name, tmp_path, capsys, monkeypatch, method):
-  """Its latents are 0, whatever the image."""
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['gmvq', *OTHERS])
+def test_a_dead_encoder_at_any_rate(
+    name, tmp_path, capsys, monkeypatch, method
+):
   encode = autoencoder.Autoencoder.encode
 
   def dead(self, *args, **kwargs):
@@ -201,8 +218,8 @@ def test_a_dead_encoder(name, tmp_path, capsys, monkeypatch, method):
 
   monkeypatch.setattr(autoencoder.Autoencoder, 'encode', dead)
   programs._programs.cache_clear()
-  ends_well(of_method(name, method), tmp_path)
+  ends_well(of_method(name, method), tmp_path / 'run')
   programs._programs.cache_clear()
-  said = capsys.readouterr().out
-  assert said.count('all latents of the batch are the same') == 1
-  assert 'step 1: all latents of the batch are the same' in said
+  check_warning(
+      capsys.readouterr().out, 'all latents of the batch are the same'
+  )
