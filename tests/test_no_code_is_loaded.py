@@ -10,10 +10,8 @@ import pickle
 import re
 import shutil
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 import gmvq_jax
 from gmvq_jax import checkpoint
@@ -21,7 +19,6 @@ from gmvq_jax import data
 from gmvq_jax import errors
 from gmvq_jax import export
 from gmvq_jax import results
-from gmvq_jax import train
 from gmvq_jax.data import sources
 
 RUNS_CODE = re.compile(
@@ -120,7 +117,7 @@ def test_the_cache(tmp_path, payload, monkeypatch):
 @pytest.mark.filterwarnings('ignore:coroutine')
 def test_checkpoints(tmp_path, payload):
   """Each file of a checkpoint in turn, and all of them."""
-  state = {'a': jnp.ones(3)}
+  state = {'a': np.ones(3)}
   checkpoints = checkpoint.Checkpoints(tmp_path / 'whole')
   checkpoints.save(1, state, {'n': 1}, {'mse': 0.1})
   checkpoints.close()
@@ -140,11 +137,9 @@ def test_checkpoints(tmp_path, payload):
     checkpoints.restore_best(state)
 
 
-def test_a_work_directory(tmp_path, payload, photographs):
-  """The small files of a run that has ended."""
-  run = tmp_path / 'run'
-  name = tiny.save_images(tmp_path, photographs)
-  train.run(tiny.config(name), str(run))
+def test_a_work_directory(trained, tmp_path, payload):
+  """The small files of a run."""
+  run = shutil.copytree(trained[0], tmp_path / 'run')
   for file in ('examples.npz', 'metrics.jsonl'):
     with open(run / file, 'wb') as opened:
       raw(opened, payload)

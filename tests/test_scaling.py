@@ -1,4 +1,4 @@
-"""What a train step holds and sends is what docs/scaling.md says."""
+"""The bytes that a train step holds and sends are those of docs/scaling.md."""
 
 import pathlib
 import sys
@@ -25,12 +25,13 @@ def compiled(batch_size, codes, dim, size, devices, **fields):
 @pytest.mark.parametrize(
     'batch_size, codes, dim, size, devices, ema_decay',
     [
-        (64, 1024, 64, 32, 8, 0.0),
+        pytest.param(64, 1024, 64, 32, 8, 0.0, marks=pytest.mark.slow),
         (64, 1024, 64, 32, 2, 0.9),
-        (16, 1000, 32, 64, 4, 0.0),
+        pytest.param(16, 1000, 32, 64, 4, 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_the_formulas(batch_size, codes, dim, size, devices, ema_decay):
+  """What is sent does not depend on the batch, by its formula."""
   config, program = compiled(
       batch_size, codes, dim, size, devices, ema_decay=ema_decay
   )
@@ -45,6 +46,7 @@ def test_the_formulas(batch_size, codes, dim, size, devices, ema_decay):
   assert temporaries == pytest.approx(expected['temporaries'], rel=0.15)
 
 
+@pytest.mark.slow
 def test_nothing_that_is_sent_grows_with_the_batch():
   sent = []
   for batch_size in (16, 32):
@@ -56,7 +58,7 @@ def test_nothing_that_is_sent_grows_with_the_batch():
   assert sent[0] == sent[1]
 
 
-def test_bytes_are_read_off_a_program():
+def test_bytes_are_read_from_a_program():
   text = """
     %a = (f32[8,4]{1,0}, s32[3]{0}) all-reduce(%x, %y), replica_groups={}
     %b = bf16[16]{0} all-gather-start(%x), dimensions={0}
