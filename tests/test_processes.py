@@ -1,4 +1,7 @@
-"""One run made by several real processes."""
+"""One run made by several processes.
+
+By default one pair of processes does all that `processes.py` has them do.
+"""
 
 import json
 import os
@@ -14,8 +17,15 @@ import numpy as np
 import pytest
 import tiny
 
+from gmvq_jax import config as config_lib
+from gmvq_jax import results
+from gmvq_jax import train
 
-def start(arguments, processes, devices):
+TESTS = pathlib.Path(__file__).parent
+MAIN = ('-m', 'gmvq_jax.main')
+
+
+def start(arguments, processes, devices, program=MAIN):
   """Starts the processes of one run, as launch/local.sh does."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -23,9 +33,10 @@ def start(arguments, processes, devices):
   started = []
   for index in range(processes):
     environment = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
-    command = [sys.executable, '-m', 'gmvq_jax.main', *arguments]
+    command = [sys.executable, *map(str, program), *arguments]
     if processes > 1:
-      command.append('--distributed')
+      if program is MAIN:
+        command.append('--distributed')
       environment |= {
           'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
           'JAX_NUM_PROCESSES': str(processes),
@@ -35,7 +46,7 @@ def start(arguments, processes, devices):
         subprocess.Popen(
             command,
             env=environment,
-            cwd=pathlib.Path(__file__).parents[1],
+            cwd=TESTS.parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -44,13 +55,18 @@ def start(arguments, processes, devices):
   return started
 
 
-def finish(started):
-  """Waits for processes; returns what each wrote, after checking its code."""
+def communicate(started):
+  """Waits for processes; returns the output and errors of each."""
   try:
-    outputs = [process.communicate(timeout=500) for process in started]
+    return [process.communicate(timeout=500) for process in started]
   finally:
     for process in started:
       process.kill()
+
+
+def finish(started):
+  """Waits for processes; returns what each wrote, after checking its code."""
+  outputs = communicate(started)
   for process, (_, errors) in zip(started, outputs, strict=True):
     assert process.returncode == 0, errors
   return [output for output, _ in outputs]
@@ -65,9 +81,8 @@ def arguments(tmp_path, photographs):
   data = tiny.save_images(tmp_path, photographs)
 
   def make(workdir, **fields):
-    config = pathlib.Path(__file__).parents[1] / 'configs' / 'cifar10.py'
     return [
-        f'--config={config}',
+        f'--config={TESTS.parent}/configs/cifar10.py',
         f'--workdir={tmp_path / workdir}',
         *tiny.flags(data, **fields),
     ]
@@ -75,6 +90,72 @@ def arguments(tmp_path, photographs):
   return make
 
 
+def after(output, name):
+  """Returns what a process has written after it began one of its runs."""
+  return output.partition(f'--- --workdir={name}\n')[2].partition('---')[0]
+
+
+def test_two_processes_are_as_one_and_end_together(
+    tmp_path, photographs
+):
+  """A whole run; a mistake; SIGTERM saves and stops; SIGKILL is named."""
+  # Each process compiles all of its programs.
+  config = tiny.small_config(tiny.save_images(tmp_path, photographs))
+  one = tmp_path / 'one'
+  assert train.run(config, str(one), test=False)
+  expected = results.evaluate_workdir(str(one))
+
+  def assert_as_one(actual, run):
+    for name in ('mse', 'perplexity', 'split_perplexity', 'ssim'):
+      np.testing.assert_allclose(
+          actual[name], expected[name], rtol=2e-3, err_msg=f'{run}: {name}'
+      )
+
+  flags = [
+      f'--config.{field}={value}'
+      for field, value in config_lib.flatten(config).items()
+      if field in (*tiny.FIELDS, 'data.name', 'network.num_downsamplings')
+  ]
+  started = start(
+      [
+          str(tmp_path),
+          f'--config={TESTS.parent}/configs/cifar10.py:vqvae+ema',
+          *flags,
+      ],
+      2,
+      1,
+      program=[TESTS / 'processes.py'],
+  )
+  outputs = communicate(started)
+  (first, first_errors), (second, second_errors) = outputs
+  print(first_errors[-2000:], second_errors[-2000:])
+
+  whole, stopped, killed = (
+      tmp_path / name for name in ('whole', 'stopped', 'killed')
+  )
+  assert_as_one(summary(whole), 'whole')
+  assert (whole / 'report.html').exists()
+  assert 'step 1/12' in after(first, whole)
+  assert 'step' not in after(second, whole)  # One speaks for all.
+
+  for number, output in enumerate((first, second)):
+    assert 'mistake: config.batch_size=3: not divisible' in output, number
+  assert not (tmp_path / 'mistake' / 'config.json').exists()
+
+  assert 'Stopped; saved step' in after(first, stopped)
+  assert not (stopped / 'summary.json').exists()
+  # It continues on eight devices of one process.
+  assert train.run(config, str(stopped), test=False)
+  assert_as_one(results.evaluate_workdir(str(stopped)), 'stopped')
+
+  assert started[1].returncode == -signal.SIGKILL
+  assert started[0].returncode == 1, first_errors
+  last = first_errors.strip().splitlines()[-1]
+  assert last.startswith('error: another process of the run is no longer there')
+  assert not (killed / 'summary.json').exists()
+
+
+@pytest.mark.slow
 def test_two_processes_are_as_one(tmp_path, arguments):
   finish(start(arguments('one'), 1, 4))
   first, second = finish(start(arguments('two'), 2, 2))
@@ -86,6 +167,7 @@ def test_two_processes_are_as_one(tmp_path, arguments):
   assert 'step' not in second  # One speaks for all.
 
 
+@pytest.mark.slow
 def test_a_run_continues_on_other_devices_and_processes(tmp_path, arguments):
   """On more of them, and in another number of processes."""
   run = tmp_path / 'run'
@@ -102,6 +184,7 @@ def test_a_run_continues_on_other_devices_and_processes(tmp_path, arguments):
       )
 
 
+@pytest.mark.slow
 def test_what_ends_one_process_ends_all_and_loses_nothing(tmp_path, arguments):
   """SIGTERM saves and stops at one step; SIGKILL is named by the other."""
   more = dict(num_steps=100, eval_every_steps=50, checkpoint_every_steps=25)
@@ -135,6 +218,7 @@ def test_what_ends_one_process_ends_all_and_loses_nothing(tmp_path, arguments):
   assert summary(run)[sha256] == summary(tmp_path / 'whole')[sha256]
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_write_ends_all(tmp_path, arguments):
   """The first has a file where it wants a directory."""
   (tmp_path / 'run').mkdir()
@@ -148,6 +232,7 @@ def test_what_one_process_cannot_write_ends_all(tmp_path, arguments):
   assert second.returncode != 0
 
 
+@pytest.mark.slow
 def test_a_mistake_stops_all_processes_with_its_line(arguments):
   started = start(arguments('run', batch_size=3), 2, 2)
   for process in started:
