@@ -94,6 +94,7 @@ def test_killed_encoding_continues(many, tmp_path):
   } == {'.json', '.array_record'}
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(many, tmp_path):
   flags, whole = many
   first, second = test_processes.finish(
