@@ -6,7 +6,6 @@ import shutil
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -17,7 +16,8 @@ from gmvq_jax import errors
 
 
 def state(value):
-  return {'a': jnp.full((3,), value), 'b': (jnp.full((), value, jnp.int32),)}
+  value = {'a': np.full(3, value, np.float32), 'b': (np.int32(value),)}
+  return jax.device_put(value)
 
 
 def fill(tmp_path, mses):
@@ -53,14 +53,14 @@ def test_keeps_the_last_two_and_the_best(tmp_path):
   chex.assert_trees_all_equal(restored, state(2))
 
 
-def test_without_any_there_is_none(tmp_path):
+def test_an_empty_directory_has_no_checkpoint(tmp_path):
   checkpoints = checkpoint.Checkpoints(tmp_path)
   assert checkpoints.restore_latest(state(0)) is None
   with pytest.raises(errors.UserError, match='no checkpoint yet'):
     checkpoints.restore_best(state(0))
 
 
-def test_a_damaged_one_is_named_and_an_older_one_used(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_named_and_an_older_one_used(tmp_path, caplog):
   fill(tmp_path, [None, None, None]).close()
   truncate(tmp_path, 3)
   checkpoints = checkpoint.Checkpoints(tmp_path)
@@ -91,14 +91,14 @@ def test_if_the_best_is_damaged_the_next_best_is_used(tmp_path, caplog):
 @pytest.mark.parametrize(
     'foreign',
     [
-        {'other': jnp.zeros(3)},
-        {'a': jnp.zeros(4), 'b': (jnp.zeros((), jnp.int32),)},
+        {'other': np.zeros(3, np.float32)},
+        {'a': np.zeros(4, np.float32), 'b': (np.zeros((), np.int32),)},
     ],
     ids=['other names', 'other shapes'],
 )
-def test_a_foreign_one_is_refused(tmp_path, foreign):
+def test_a_checkpoint_of_another_structure_is_refused(tmp_path, foreign):
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  checkpoints.save(1, foreign, {})
+  checkpoints.save(1, jax.device_put(foreign), {})
   checkpoints.close()
   checkpoints = checkpoint.Checkpoints(tmp_path)
   with pytest.raises(errors.UserError, match='none of its checkpoints can be'):
@@ -149,8 +149,8 @@ def test_no_damage_to_the_newest_hides_the_others(tmp_path, damage):
   assert checkpoints.restore_best(state(0))[2] == 2
 
 
-def test_a_disk_that_is_read_only_by_now(tmp_path, monkeypatch):
-  """One line, and the checkpoint before stays good."""
+def test_a_disk_that_becomes_read_only(tmp_path, monkeypatch):
+  """One line, and the checkpoint before can be restored."""
   checkpoints = checkpoint.Checkpoints(tmp_path)
   checkpoints.save(1, state(1), {})
   checkpoints.wait()
@@ -174,10 +174,10 @@ def test_other_names_are_left_alone(tmp_path):
 
 
 def test_replicas_that_differ_are_saved_as_the_first(tmp_path):
-  """On devices whose rounding differs; what is written is what is sealed."""
+  """On devices whose rounding differs; the digest is of what is written."""
   mesh = distributed.data_mesh()
   shards = [
-      jax.device_put(jnp.full((3,), 1 + 1e-6 * i), device)
+      jax.device_put(np.full(3, 1 + 1e-6 * i, np.float32), device)
       for i, device in enumerate(jax.devices())
   ]
   array = jax.make_array_from_single_device_arrays(
@@ -234,9 +234,9 @@ def nothing(path, rng):
 @pytest.mark.filterwarnings('ignore:coroutine')
 @pytest.mark.parametrize('damage', [flip, halve, delete, replace, nothing])
 def test_no_damage_to_any_file_goes_unnoticed(tmp_path, rng, damage):
-  """What is restored is what was saved, of the newest step or the one before.
+  """A state that was saved is restored, of the last step or the one before.
 
-  And the run goes on: it saves again.
+  Then the run can save again.
   """
   fill(tmp_path / 'whole', [0.3, 0.2, 0.1]).close()
   older = 0

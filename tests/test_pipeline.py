@@ -1,4 +1,4 @@
-"""The order of training images, and the batches made of it."""
+"""The order of training images, and the batches in that order."""
 
 import itertools
 import json
@@ -82,7 +82,7 @@ def test_orders_differ_between_seeds():
   assert not np.array_equal(one, other)
 
 
-def test_an_order_does_not_depend_on_what_was_asked_before():
+def test_an_order_does_not_depend_on_earlier_steps():
   order = pipeline.Order(23, 7, SEED)
   for step in (100, 3, 1000, 4, 0, 99):
     np.testing.assert_array_equal(
@@ -106,7 +106,7 @@ def test_batches_are_the_same_wherever_the_images_lie(batches):
 
 
 @pytest.mark.parametrize('keep', KEEPS)
-def test_a_batch_is_divided_over_the_mesh(batches, keep):
+def test_a_batch_is_sharded_over_the_mesh(batches, keep):
   assert jax.device_count() == 8
   batch = next(batches(keep))
   sharding = distributed.batched(distributed.data_mesh())
@@ -115,7 +115,7 @@ def test_a_batch_is_divided_over_the_mesh(batches, keep):
   assert [shard.data.shape for shard in shards] == [(1, 4, 6, 3)] * 8
 
 
-def test_processes_read_their_shares_of_a_batch(folder, monkeypatch):
+def test_each_process_reads_its_share_of_a_batch(folder, monkeypatch):
   """As each of two processes would; what they make of it is JAX's."""
   splits, _ = data.load(f'folder:{folder}', keep='memory')
   mesh = distributed.data_mesh()
@@ -140,7 +140,7 @@ def test_processes_read_their_shares_of_a_batch(folder, monkeypatch):
 
 
 @pytest.mark.parametrize('keep', KEEPS)
-def test_it_continues_exactly_at_its_place(batches, keep):
+def test_an_iterator_continues_exactly_at_its_place(batches, keep):
   iterator = batches(keep)
   take(iterator, 3)
   state = json.loads(json.dumps(iterator.get_state()))
@@ -160,7 +160,7 @@ def test_a_place_far_away_is_reached_at_once(batches):
   assert set(iterator.get_state().values()) == {10**6 + 2}
 
 
-def test_an_image_that_is_gone_is_named_by_the_next_batch(folder, batches):
+def test_a_missing_image_is_named_by_the_next_batch(folder, batches):
   iterator = batches('stream')
   gone = folder / 'train' / '07.png'
   gone.unlink()
