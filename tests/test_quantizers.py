@@ -1,7 +1,13 @@
-"""What every quantizer promises, and what GM-VQ does."""
+"""The promises of every quantizer, and those of GM-VQ.
+
+What a promise is checked on is computed once for each quantizer, by two
+programs: `evaluated` and `trained`, of NumPy arrays.
+"""
 
 import functools
 import re
+from typing import Any
+from typing import NamedTuple
 
 import chex
 import compositions
@@ -19,7 +25,7 @@ from gmvq_jax import distributed
 from gmvq_jax import quantizers
 
 C, L = 16, 4
-FIELDS = dict(num_codes=C, dim=L, gamma=0.1, beta=0.5)
+FIELDS = dict(num_codes=C, dim=L, gamma=0.1, beta=0.5, two_sigma2=1.5)
 METHODS = [
     'gmvq', 'vqvae', 'vqvae+l2', 'vqvae+replace', 'vqvae+l2+replace',
     'vqvae+affine', 'vqvae+opt', 'vqvae+affine+opt', 'sqvae', 'gumbel',
@@ -28,362 +34,450 @@ METHODS = [
     'lfq', 'bsq', 'simvq', 'diveq', 'vqvae+rotation', 'simvq+rotation+replace',
     'vqvae+affine+rotation+l2+replace', 'bsq+rotation', 'diveq+l2+replace',
 ]  # fmt: skip
+gmvq = functools.partial(gmvq_jax.gmvq, C, L, gamma=0.1, beta=2.0)
 QUANTIZERS = {name: quantizers.make(name, **FIELDS) for name in METHODS} | {
-    'gmvq, expected': gmvq_jax.gmvq(
-        C, L, gamma=0.1, beta=2.0, latent='expected'
-    ),
-    'gmvq, aggregated': gmvq_jax.gmvq(
-        C, L, gamma=0.1, beta=2.0, latent='aggregated'
-    ),
-    'gmvq, batch': gmvq_jax.gmvq(C, L, gamma=0.1, beta=2.0, aggregate='batch'),
-    'gmvq, soft': gmvq_jax.gmvq(C, L, gamma=0.1, beta=2.0, hard=False),
-    'gmvq, tiled': gmvq_jax.gmvq(
-        C, L, gamma=0.1, beta=2.0, assignment='tiled'
-    ),
+    'gmvq, expected': gmvq(two_sigma2=1.5, latent='expected'),
+    'gmvq, aggregated': gmvq(two_sigma2=1.5, latent='aggregated'),
+    'gmvq, batch': gmvq(aggregate='batch'),
+    'gmvq, soft': gmvq(hard=False),
+    'gmvq, tiled': gmvq(assignment='tiled'),
     'gumbel, soft': quantizers.gumbel(C, L, hard=False),
     'gumbel, tiled': quantizers.gumbel(C, L, assignment='tiled'),
     'sqvae, tiled': quantizers.sqvae(C, L, assignment='tiled'),
     'sqvae, image': quantizers.sqvae(C, L, variance='image'),
     'sqvae, position': quantizers.sqvae(C, L, variance='position'),
-    'gmvq, codewords': gmvq_jax.gmvq(
-        C, L, gamma=0.1, beta=2.0, gaussian_noise=False
-    ),
+    'gmvq, codewords': gmvq(gaussian_noise=False),
     'lfq, tiled': quantizers.lfq(C, assignment='tiled'),
     'vqvae+affine, groups': quantizers.with_affine(
         quantizers.vqvae(C, L), affine_groups=4
     ),
 } | compositions.EXAMPLES
+# One of each mechanism: gradient, moving average, posterior (in tiles too), no
+# codebook, and a composition.
+REPRESENTATIVES = (
+    'vqvae',
+    'vqvae+ema',
+    'gmvq',
+    'gmvq, tiled',
+    'fsq',
+    'residual vqvae+ema+replace',
+)
+TEMPERATURE = 0.7
+DATA_DIM = 12
 
 
 def those(condition):
-  """Parametrises over some of them, by a condition on their names."""
-  chosen = {k: v for k, v in QUANTIZERS.items() if condition(k)}
-  return pytest.mark.parametrize('quantizer', chosen.values(), ids=chosen)
+  """Parametrises over the quantizers whose names meet a condition."""
+  return pytest.mark.parametrize('name', list(filter(condition, QUANTIZERS)))
+
+
+def mostly_slow(default, condition=lambda name: True):
+  """As `those`; all but those in `default` are slow."""
+  return pytest.mark.parametrize('name', [
+      pytest.param(name, marks=() if name in default else pytest.mark.slow)
+      for name in filter(condition, QUANTIZERS)
+  ])
 
 
 each = those(lambda name: True)
-# Where every one takes seconds.
-some = those(
-    lambda name: name in compositions.SOME or name not in compositions.EXAMPLES
-)
 written = those(lambda name: QUANTIZERS[name].write is not None)
-
 stochastic = those(lambda name: re.search('gmvq|sqvae|gumbel', name))
 
 
-def inputs(quantizer, leading=(8, 3), dtype=jnp.float32):
-  params, state = quantizer.init(jax.random.key(0))
-  shape = (*leading, sum(quantizer.heads))
-  return params, state, jax.random.normal(jax.random.key(1), shape, dtype)
+@functools.cache
+def initial(name):
+  """Returns params and state."""
+  init = QUANTIZERS[name].init
+  return jax.device_get(jax.jit(lambda seed: init(jax.random.key(seed)))(0))
 
 
-def train(quantizer, params, state, h, **kwargs):
+def latents(name, leading=(8, 3), dtype=np.float32):
+  rng = np.random.default_rng(1)
+  return rng.normal(size=(*leading, sum(QUANTIZERS[name].heads))).astype(dtype)
+
+
+def train(quantizer, params, state, h, seed=2, **kwargs):
   return quantizer.apply(
       params,
       state,
       h,
-      key=jax.random.key(2),
-      temperature=0.7,
+      key=jax.random.key(seed),
+      temperature=TEMPERATURE,
       train=True,
       **kwargs,
   )
 
 
+# The part of a batch [8, 3] that a mask leaves, and the batch's inputs.
+KEPT = np.s_[:6, :2]
+
+
+def batch(name, case):
+  """Returns latents and mask.
+
+  Args:
+    name: of a quantizer.
+    case: `all` positions count; padding around `KEPT` is `zeros` or `nans`; or
+      `none` counts.
+  """
+  h = latents(name)
+  mask = np.zeros((8, 3), bool)
+  if case != 'none':
+    mask[KEPT if case != 'all' else ...] = True
+  h[~mask] = 0 if case == 'zeros' else np.nan
+  return h, mask
+
+
+class Evaluated(NamedTuple):
+  """Results at evaluation; gradients are of the loss, to params and latents."""
+
+  quantized: quantizers.Quantized
+  gradients: Any
+  alone: quantizers.Quantized  # Of the latents at `KEPT`, without a mask.
+  gradients_alone: Any
+  top_codes: Any  # Of those, and their log-probabilities.
+
+
+@functools.cache
+def evaluation(name):
+  """Returns the program of `evaluated`."""
+  quantizer = QUANTIZERS[name]
+
+  @jax.jit
+  def run(params, state, h, mask):
+    def loss(params, h, mask=None):
+      quantized, _ = quantizer.apply(params, state, h, mask=mask)
+      return quantized.loss, quantized
+
+    gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    gradients, quantized = gradient(params, h, mask)
+    gradients_alone, alone = gradient(params, h[KEPT])
+    top_codes = quantizers.top_codes(quantizer, params, state, h[KEPT], 3)
+    return Evaluated(quantized, gradients, alone, gradients_alone, top_codes)
+
+  return run
+
+
+@functools.cache
+def evaluated(name, case):
+  run = evaluation(name)
+  return jax.device_get(run(*initial(name), *batch(name, case)))
+
+
+class Trained(NamedTuple):
+  """Results of a training step; gradients are of `objective`."""
+
+  objective: Any  # Of z as a prediction of 1, `DATA_DIM` values an image.
+  gradients: Any  # To params and latents.
+  quantized: quantizers.Quantized
+  state: Any
+  finished: Any
+  embedded: Any  # Of the codes given.
+  written: Any  # `rows_to_write` at every third row: params and state,
+  read: Any  # the codebook before and after,
+  finished_written: Any  # and finished.
+
+
+def rows_to_write(name):
+  rows = np.random.default_rng(5).normal(size=(C, L)).astype(np.float32)
+  if 'l2' in name:  # On the sphere, where only directions can be written.
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+  return rows, np.arange(C) % 3 == 0
+
+
+@functools.cache
+def training(name):
+  """Returns the program of `trained`."""
+  quantizer = QUANTIZERS[name]
+
+  @jax.jit
+  def run(params, state, h, mask, seed, codes):
+    def objective(params, h):
+      quantized, moved = train(quantizer, params, state, h, seed, mask=mask)
+      squared_error = jnp.sum(jnp.square(quantized.z - 1), axis=(1, 2))
+      value = quantizer.objective(
+          squared_error, quantized, data_dim=DATA_DIM, positions=3
+      )
+      return value, (quantized, moved)
+
+    (value, (quantized, moved)), gradients = jax.value_and_grad(
+        objective, argnums=(0, 1), has_aux=True
+    )(params, h)
+    written = read = finished_written = None
+    if quantizer.write is not None:
+      written = quantizer.write(params, state, *rows_to_write(name))
+      read = [quantizer.read(*x) for x in ((params, state), written)]
+      finished_written = quantizer.finish(*written)
+    return Trained(
+        objective=value,
+        gradients=gradients,
+        quantized=quantized,
+        state=moved,
+        finished=quantizer.finish(params, moved),
+        embedded=quantizer.embed(params, state, codes),
+        written=written,
+        read=read,
+        finished_written=finished_written,
+    )
+
+  return run
+
+
+@functools.cache
+def trained(name, case, seed=2):
+  """The codes it embeds are those of evaluation."""
+  arguments = (
+      *initial(name),
+      *batch(name, case),
+      seed,
+      evaluated(name, case).quantized.codes,
+  )
+  return jax.device_get(training(name)(*arguments))
+
+
+def assert_finite(tree):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
+
+
 @each
 @pytest.mark.parametrize('leading, dtype', [
-    ((5,), jnp.float32), ((8, 3), jnp.bfloat16), ((2, 3, 4), jnp.float16),
-])
-def test_shapes_and_dtypes(quantizer, leading, dtype):
-  params, state, h = inputs(quantizer, leading, dtype)
-  for apply in (quantizer.apply, functools.partial(train, quantizer)):
-    quantized, _ = apply(params, state, h)
-    embedded = quantizer.embed(params, state, quantized.codes)
+    ((5,), jnp.bfloat16), ((2, 3, 4), np.float16),
+], ids=['bfloat16', 'float16'])  # fmt: skip
+def test_shapes_and_dtypes(name, leading, dtype):
+  quantizer = QUANTIZERS[name]
+  params, state = initial(name)
+
+  def both(params, state, h):
+    one, still = quantizer.apply(params, state, h)
+    other, moved = train(quantizer, params, state, h)
+    embedded = quantizer.embed(params, state, one.codes)
+    return (one, other), (still, moved), embedded
+
+  h = latents(name, leading, dtype)
+  results, states, embedded = jax.eval_shape(both, params, state, h)
+  for quantized in results:
     chex.assert_equal_shape([quantized.z, embedded])
     chex.assert_shape(quantized.codes, leading + quantizer.code_shape)
-    chex.assert_axis_dimension(quantized.q_c, -1, quantizer.num_codes)
+    assert quantized.q_c.shape[-1] == quantizer.num_codes
     chex.assert_shape([quantized.loss, *quantized.metrics.values()], ())
-    assert quantized.codes.dtype == jnp.int32
-    assert quantized.z.dtype == jnp.float32
-    in_range = (quantized.codes >= 0) & (quantized.codes < quantizer.num_codes)
-    assert jnp.all(in_range)
-    np.testing.assert_allclose(quantized.q_c.sum(-1), 1, rtol=1e-5)
-    assert 1 <= quantized.metrics['perplexity'] <= quantizer.num_codes + 1e-3
-    assert 0 < quantized.metrics['usage'] <= 1
-    chex.assert_tree_all_finite(quantized)
+    assert quantized.codes.dtype == np.int32
+    assert quantized.z.dtype == np.float32
+  for other in states:
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, other)
+
+
+def check_values(quantizer, quantized):
+  in_range = (quantized.codes >= 0) & (quantized.codes < quantizer.num_codes)
+  assert np.all(in_range), 'codes out of range'
+  np.testing.assert_allclose(
+      quantized.q_c.sum(-1), 1, rtol=1e-5, err_msg='sum of q(c)'
+  )
+  assert 1 <= quantized.metrics['perplexity'] <= quantizer.num_codes + 1e-3
+  assert 0 < quantized.metrics['usage'] <= 1
+  assert_finite(quantized)
 
 
 @each
-def test_evaluation_is_deterministic_and_embeds_its_codes(quantizer):
-  params, state, h = inputs(quantizer)
-  quantized, _ = quantizer.apply(params, state, h)
-  again, _ = jax.jit(quantizer.apply)(params, state, h)
-  np.testing.assert_array_equal(quantized.codes, again.codes)
-  embedded = quantizer.embed(params, state, quantized.codes)
-  # To the last bit, but where a sum of levels is compiled.
-  tolerance = 1e-6 if quantizer.code_shape else 0
-  np.testing.assert_allclose(quantized.z, embedded, rtol=0, atol=tolerance)
+def test_codes_shares_and_metrics_are_in_range(name):
+  for result in (evaluated(name, 'all'), trained(name, 'all')):
+    check_values(QUANTIZERS[name], result.quantized)
+
+
+@mostly_slow(REPRESENTATIVES)
+def test_low_precision_latents_give_values_in_range(name):
+  quantizer = QUANTIZERS[name]
+  params, state = initial(name)
+
+  @jax.jit
+  def run(params, state, *latents):
+    return [
+        apply(params, state, h)[0]
+        for h in latents
+        for apply in (quantizer.apply, functools.partial(train, quantizer))
+    ]
+
+  low = (
+      latents(name, (8, 3), jnp.bfloat16),
+      latents(name, (2, 3, 4), np.float16),
+  )
+  for quantized in jax.device_get(run(params, state, *low)):
+    check_values(quantizer, quantized)
+
+
+@each
+def test_evaluation_is_deterministic(name):
+  """Programs of other shapes, and with a mask, give the same codes."""
+  result = evaluated(name, 'all')
+  np.testing.assert_array_equal(
+      result.quantized.codes[KEPT], result.alone.codes
+  )
+
+
+@each
+def test_evaluation_embeds_its_codes(name):
+  # To the last bit, but where sums of levels or norms are compiled.
+  tolerance = 1e-6 if QUANTIZERS[name].code_shape or 'l2' in name else 0
+  np.testing.assert_allclose(
+      evaluated(name, 'all').quantized.z,
+      trained(name, 'all').embedded,
+      rtol=0,
+      atol=tolerance,
+  )
 
 
 @stochastic
-def test_training_is_a_function_of_the_key(quantizer):
-  params, state, h = inputs(quantizer)
-  once, _ = train(quantizer, params, state, h)
-  again, _ = train(quantizer, params, state, h)
-  other, _ = quantizer.apply(
-      params, state, h, key=jax.random.key(9), temperature=0.7, train=True
-  )
-  chex.assert_trees_all_equal(once, again)
+def test_training_is_a_function_of_the_key(name):
+  once, other = (trained(name, 'all', seed).quantized for seed in (2, 9))
+  again = training(name)(
+      *initial(name), *batch(name, 'all'), 2,
+      evaluated(name, 'all').quantized.codes,
+  )  # fmt: skip
+  chex.assert_trees_all_equal(once, jax.device_get(again.quantized))
   assert not np.array_equal(once.z, other.z)
 
 
 @each
-def test_the_most_probable_code_is_that_of_evaluation(quantizer):
-  params, state, h = inputs(quantizer)
-  quantized, _ = quantizer.apply(params, state, h)
-  codes, log_probs = quantizers.top_codes(quantizer, params, state, h, 3)
-  np.testing.assert_array_equal(codes[..., 0], quantized.codes)
-  chex.assert_equal_shape([codes, log_probs])
-  chex.assert_shape(codes, (*quantized.codes.shape, 3))
-  assert jnp.all(log_probs[..., :-1] >= log_probs[..., 1:])
-  assert jnp.all(jnp.exp(log_probs).sum(-1) <= 1 + 1e-5)
+def test_the_most_probable_code_is_that_of_evaluation(name):
+  result = evaluated(name, 'all')
+  codes, log_probs = result.top_codes
+  np.testing.assert_array_equal(codes[..., 0], result.alone.codes)
+  chex.assert_shape([codes, log_probs], (*result.alone.codes.shape, 3))
+  assert np.all(log_probs[..., :-1] >= log_probs[..., 1:])
+  # Float32 of differences of logits, which may be hundreds.
+  assert np.all(np.exp(log_probs).sum(-1) <= 1 + 1e-4)
 
 
 @each
-def test_what_is_masked_takes_no_part(quantizer):
-  """Padding may hold anything: result and gradient are those without it."""
-  params, state, h = inputs(quantizer)
-  mask = jnp.ones(h.shape[:-1], bool).at[5:].set(False)
-  padded = h.at[5:].set(jnp.nan)
-
-  def loss(params, h, mask):
-    quantized, _ = quantizer.apply(params, state, h, mask=mask)
-    return quantized.loss, quantized
-
-  grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
-  (of_params, of_h), quantized = grad(params, padded, mask)
-  (of_params_alone, of_h_alone), alone = grad(params, h[:5], None)
+def test_masked_positions_do_not_count_at_evaluation(name):
+  """NaNs in images, and at positions of all images: as if they were not."""
+  result = evaluated(name, 'nans')
+  quantized, alone = result.quantized, result.alone
   chex.assert_trees_all_close(
       (quantized.q_c, quantized.loss, quantized.metrics),
       (alone.q_c, alone.loss, alone.metrics),
       rtol=1e-5,
   )
+  np.testing.assert_array_equal(quantized.z[KEPT], alone.z)
+  np.testing.assert_array_equal(quantized.codes[KEPT], alone.codes)
+
+
+@each
+def test_masked_positions_get_no_code_and_zeros(name):
+  _, mask = batch(name, 'nans')
+  for result in (evaluated(name, 'nans'), trained(name, 'nans')):
+    np.testing.assert_array_equal(result.quantized.codes[~mask], -1)
+    np.testing.assert_array_equal(result.quantized.z[~mask], 0)
+  np.testing.assert_array_equal(result.embedded[~mask], 0)
+
+
+@each
+def test_masked_positions_reach_no_gradient_of_evaluation(name):
+  result = evaluated(name, 'nans')
+  of_params, of_h = result.gradients
+  of_params_alone, of_h_alone = result.gradients_alone
   chex.assert_trees_all_close(of_params, of_params_alone, atol=1e-6)
-  chex.assert_trees_all_close(of_h[:5], of_h_alone, atol=1e-6)
-  np.testing.assert_array_equal(of_h[5:], 0)
-  np.testing.assert_array_equal(quantized.z[:5], alone.z)
-  np.testing.assert_array_equal(quantized.codes[:5], alone.codes)
-  np.testing.assert_array_equal(quantized.z[5:], 0)
-  np.testing.assert_array_equal(quantized.codes[5:], -1)
-  embedded = quantizer.embed(params, state, quantized.codes)
-  np.testing.assert_array_equal(embedded[5:], 0)
-  # In training the noise differs with the shape; what is in the padding does
-  # not matter all the same.
-  zeros, _ = train(quantizer, params, state, h.at[5:].set(0), mask=mask)
-  nans, _ = train(quantizer, params, state, padded, mask=mask)
-  chex.assert_trees_all_equal(zeros, nans)
-
-  def trained(params, h):
-    quantized, moved = train(quantizer, params, state, h, mask=mask)
-    return jnp.sum(quantized.z**2) + quantized.loss, moved
-
-  grad = jax.grad(trained, argnums=(0, 1), has_aux=True)
-  of_zeros, of_nans = (grad(params, h.at[5:].set(x)) for x in (0, jnp.nan))
-  chex.assert_tree_all_finite(of_nans)
-  chex.assert_trees_all_equal(of_zeros, of_nans)
+  np.testing.assert_allclose(of_h[KEPT], of_h_alone, atol=1e-6)
+  _, mask = batch(name, 'nans')
+  np.testing.assert_array_equal(of_h[~mask], 0)
 
 
 @each
-def test_where_all_is_masked_nothing_happens(quantizer):
-  params, state, h = inputs(quantizer)
-  nothing = jnp.zeros(h.shape[:-1], bool)
-  for apply in (quantizer.apply, functools.partial(train, quantizer)):
-    quantized, moved = apply(params, state, h, mask=nothing)
+def test_what_masked_positions_hold_does_not_matter_in_training(name):
+  """The noise differs with the shape, so here with NaNs and with zeros."""
+  nans, zeros = trained(name, 'nans'), trained(name, 'zeros')
+  assert_finite(nans)
+  for field in Trained._fields:
+    chex.assert_trees_all_equal(
+        getattr(nans, field), getattr(zeros, field), custom_message=field
+    )
+
+
+@each
+def test_without_positions_that_count_nothing_happens(name):
+  params, _ = initial(name)
+  at_training = trained(name, 'none')
+  for quantized in (evaluated(name, 'none').quantized, at_training.quantized):
     assert quantized.loss == 0
-    chex.assert_tree_all_finite((quantized, moved))
+    assert_finite(quantized)
     np.testing.assert_array_equal(quantized.codes, -1)
-  finished, _, fresh = quantizer.finish(params, moved)
+  assert_finite(at_training.state)
+  finished, _, fresh = at_training.finished
   chex.assert_trees_all_equal(finished, params)
-  assert not any(jnp.any(x) for x in jax.tree.leaves(fresh))
+  assert not any(np.any(x) for x in jax.tree.leaves(fresh))
 
 
 @each
-def test_other_shapes_are_refused(quantizer):
-  params, state, h = inputs(quantizer)
-  for wrong in (h[..., 1:], jnp.concatenate([h, h], axis=-1)):
+def test_other_shapes_are_refused(name):
+  quantizer = QUANTIZERS[name]
+  params, state = initial(name)
+  h = latents(name)
+
+  def apply(h, **kwargs):
+    jax.eval_shape(
+        lambda *arguments: quantizer.apply(*arguments, **kwargs),
+        params,
+        state,
+        h,
+    )
+
+  for wrong in (h[..., 1:], np.concatenate([h, h], axis=-1)):
     with pytest.raises(ValueError, match='the last dimension must be'):
-      quantizer.apply(params, state, wrong)
+      apply(wrong)
   with pytest.raises(ValueError, match=r'mask of shape \(8,\): must be \(8, 3'):
-    quantizer.apply(params, state, h, mask=jnp.ones(8))
-
-
-@each
-def test_a_position_masked_everywhere_is_as_if_it_were_not(quantizer):
-  params, state, h = inputs(quantizer)
-  mask = jnp.ones(h.shape[:-1], bool).at[:, 2].set(False)
-  quantized, _ = quantizer.apply(params, state, h, mask=mask)
-  alone, _ = quantizer.apply(params, state, h[:, :2])
-  chex.assert_trees_all_close(quantized.metrics, alone.metrics, rtol=1e-5)
+    apply(h, mask=np.ones(8))
 
 
 @stochastic
-def test_training_needs_a_key_and_a_temperature(quantizer):
-  params, state, h = inputs(quantizer)
-  for kwargs in ({}, {'key': jax.random.key(0)}, {'temperature': 1.0}):
+def test_training_needs_a_key_and_a_temperature(name):
+  quantizer = QUANTIZERS[name]
+  params, state = initial(name)
+
+  def apply(**given):
+    jax.eval_shape(
+        lambda *arguments: quantizer.apply(*arguments, train=True, **given),
+        params,
+        state,
+        latents(name),
+    )
+
+  for given in ({}, {'key': jax.random.key(0)}, {'temperature': 1.0}):
     with pytest.raises(ValueError, match='must be given'):
-      quantizer.apply(params, state, h, train=True, **kwargs)
-
-
-@those(lambda name: re.search('gmvq|sqvae|gumbel|diveq', name))
-def test_each_device_draws_noise_of_its_own(quantizer):
-  params, state, h = inputs(quantizer, (1, 3))
-  same = jnp.broadcast_to(h, (8, 3, h.shape[-1]))
-  mesh = distributed.data_mesh()
-
-  def local(h):
-    quantized, _ = train(quantizer, params, state, h, axis_name='data')
-    return quantized.z, quantized.codes
-
-  z, codes = jax.jit(
-      jax.shard_map(
-          local,
-          mesh=mesh,
-          in_specs=PartitionSpec('data'),
-          out_specs=PartitionSpec('data'),
-      )
-  )(same)
-  # The relaxed mixture differs, or the code that was drawn.
-  assert len(np.unique(z[:, 0, 0])) == 8 or np.any(codes != codes[0])
+      apply(**given)
 
 
 @written
-def test_read_write_and_finish(quantizer):
-  params, state, _ = inputs(quantizer)
-  rows = jax.random.normal(jax.random.key(5), (C, L))
-  where = jnp.arange(C) % 3 == 0
-  before = quantizer.read(params, state)
-  # On the sphere only directions can be written.
-  if np.allclose(jnp.linalg.norm(before, axis=-1), 1):
-    rows /= jnp.linalg.norm(rows, axis=-1, keepdims=True)
-  written = quantizer.write(params, state, rows, where)
-  after = quantizer.read(*written)
+def test_rows_that_are_written_are_read(name):
+  rows, where = rows_to_write(name)
+  before, after = trained(name, 'all').read
+  assert np.allclose(np.linalg.norm(before, axis=-1), 1) == ('l2' in name)
   np.testing.assert_allclose(after[where], rows[where], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(after[~where], before[~where], rtol=1e-6)
-  params, _, fresh = quantizer.finish(*written)
+
+
+@written
+def test_fresh_is_like_params(name):
+  params, _, fresh = trained(name, 'all').finished_written
   chex.assert_trees_all_equal_structs(params, fresh)
-  jax.tree.map(lambda f, p: jnp.broadcast_to(f, p.shape), fresh, params)
-
-
-def objective(quantizer, state, params, h, axis_name=None):
-  """An evaluation-time loss: without noise it is the same however divided."""
-  quantized, _ = quantizer.apply(params, state, h, axis_name=axis_name)
-  return quantized.loss, quantized.q_c
-
-
-@some
-def test_pmap_takes_the_gradient_then_the_mean(quantizer):
-  params, state, h = inputs(quantizer)
-  expected = jax.value_and_grad(
-      functools.partial(objective, quantizer, state), has_aux=True
-  )(params, h)
-
-  def local(params, h):
-    value, gradient = jax.value_and_grad(
-        functools.partial(objective, quantizer, state, axis_name='data'),
-        has_aux=True,
-    )(params, h)
-    return value, jax.lax.pmean(gradient, 'data')
-
-  got = jax.pmap(local, axis_name='data', in_axes=(None, 0))(
-      params, h.reshape(4, 2, *h.shape[1:])
-  )
-  for device in range(4):
-    chex.assert_trees_all_close(
-        jax.tree.map(lambda x, d=device: x[d], got), expected, atol=1e-5
-    )
-
-
-@some
-@pytest.mark.parametrize('check_vma', [True, False])
-def test_shard_map_takes_either_recipe(quantizer, check_vma):
-  """Mean then gradient with `check_vma`, gradient then mean without."""
-  params, state, h = inputs(quantizer)
-  expected = jax.value_and_grad(
-      functools.partial(objective, quantizer, state), has_aux=True
-  )(params, h)
-  mesh = distributed.data_mesh()
-
-  def local(params, h):
-    def mean_loss(params):
-      loss, q_c = objective(quantizer, state, params, h, axis_name='data')
-      return (jax.lax.pmean(loss, 'data') if check_vma else loss), q_c
-
-    value, gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
-    if not check_vma:
-      gradient = jax.lax.pmean(gradient, 'data')
-    return value, gradient
-
-  replicated, batched = PartitionSpec(), PartitionSpec('data')
-  got = jax.jit(
-      jax.shard_map(
-          local,
-          mesh=mesh,
-          in_specs=(replicated, batched),
-          out_specs=replicated,
-          check_vma=check_vma,
-      )
-  )(params, h)
-  chex.assert_trees_all_close(got, expected, atol=1e-5)
-
-
-@some
-def test_any_number_of_devices_gives_the_same(quantizer):
-  """Loss, gradients, codes and state of a training step, batch divided."""
-  params, state, h = inputs(quantizer)
-
-  @jax.jit
-  def step(params, state, h):
-    def loss(params, h):
-      quantized, moved = train(quantizer, params, state, h)
-      squared_error = jnp.sum(jnp.square(quantized.z - 1), axis=(1, 2))
-      loss = quantizer.objective(
-          squared_error, quantized, data_dim=12, positions=3
-      )
-      return loss, (moved, quantized.codes, quantized.q_c)
-
-    value, gradients = jax.value_and_grad(
-        loss, argnums=(0, 1), has_aux=True
-    )(params, h)
-    return value, gradients, quantizer.finish(params, value[1][0])
-
-  results = []
-  for count in (1, 2, 4):
-    mesh = jax.make_mesh(
-        (count,),
-        (distributed.AXIS,),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.devices()[:count],
-    )
-    everywhere = distributed.replicate((params, state), mesh)
-    divided = jax.device_put(h, distributed.batched(mesh))
-    results.append(jax.device_get(step(*everywhere, divided)))
-  for other in results[1:]:
-    chex.assert_trees_all_close(results[0], other, rtol=1e-5, atol=1e-5)
+  jax.tree.map(lambda f, p: np.broadcast_to(f, p.shape), fresh, params)
 
 
 @each
-def test_training_keeps_the_shape_of_params_and_state(quantizer):
-  params, state, h = inputs(quantizer)
-  _, trained = train(quantizer, params, state, h)
-  chex.assert_trees_all_equal_shapes_and_dtypes(state, trained)
-  finished = quantizer.finish(params, trained)[:2]
-  chex.assert_trees_all_equal_shapes_and_dtypes((params, state), finished)
+def test_training_keeps_the_shape_of_params_and_state(name):
+  params, state = initial(name)
+  result = trained(name, 'all')
+  chex.assert_trees_all_equal_shapes_and_dtypes(state, result.state)
+  chex.assert_trees_all_equal_shapes_and_dtypes(
+      (params, state), result.finished[:2]
+  )
 
 
 def test_a_checkpoint_holds_params_and_state(tmp_path):
-  trees = {}
-  for name, quantizer in QUANTIZERS.items():
-    params, state, h = inputs(quantizer)
-    trees[name] = (params, train(quantizer, params, state, h)[1], h)
+  """Those of every quantizer, after a step."""
+  trees = {
+      name: (initial(name)[0], trained(name, 'all').state)
+      for name in QUANTIZERS
+  }
   checkpoints = checkpoint.Checkpoints(tmp_path)
   checkpoints.save(1, trees, {})
   checkpoints.close()
@@ -391,116 +485,261 @@ def test_a_checkpoint_holds_params_and_state(tmp_path):
   chex.assert_trees_all_equal(restored, trees)
 
 
-@pytest.mark.parametrize('latent', quantizers.LATENT_TERMS)
-def test_gmvq_minimises_the_albo(rng, latent):
+# On several devices.
+
+
+@mostly_slow(
+    ('gmvq', 'gmvq, tiled', 'sqvae', 'gumbel', 'diveq', 'residual diveq'),
+    lambda name: re.search('gmvq|sqvae|gumbel|diveq', name),
+)
+def test_each_device_samples_noise_of_its_own(name):
+  quantizer = QUANTIZERS[name]
+  params, state = initial(name)
+  same = np.repeat(latents(name, (1, 3)), 8, axis=0)
+  data = PartitionSpec('data')
+
+  def local(h):
+    quantized, _ = train(quantizer, params, state, h, axis_name='data')
+    return quantized.z, quantized.codes
+
+  z, codes = jax.device_get(
+      jax.jit(
+          jax.shard_map(
+              local,
+              mesh=distributed.data_mesh(),
+              in_specs=data,
+              out_specs=data,
+          )
+      )(same)
+  )
+  # The relaxed mixture differs, or the sampled code.
+  assert len(np.unique(z[:, 0, 0])) == 8 or np.any(codes != codes[0])
+
+
+def local_gradient(name, params, h, *, mean_first):
+  """Returns value and mean gradient of one device of the axis `data`.
+
+  At evaluation, without noise, they are those of the whole batch.
+  """
+  quantizer = QUANTIZERS[name]
+  _, state = initial(name)
+
+  def loss(params, h):
+    quantized, _ = quantizer.apply(params, state, h, axis_name='data')
+    loss = quantized.loss
+    if mean_first:
+      loss = jax.lax.pmean(loss, 'data')
+    return loss, quantized.q_c
+
+  value, gradient = jax.value_and_grad(loss, has_aux=True)(params, h)
+  if not mean_first:
+    gradient = jax.lax.pmean(gradient, 'data')
+  return value, gradient
+
+
+def check_gradient(name, got):
+  whole = evaluated(name, 'all')
+  value = (whole.quantized.loss, whole.quantized.q_c)
+  expected = (value, whole.gradients[0])
+  chex.assert_trees_all_close(jax.device_get(got), expected, atol=1e-5)
+
+
+@mostly_slow(REPRESENTATIVES)
+def test_pmap_takes_the_gradient_then_the_mean(name):
+  params, _ = initial(name)
+  h = latents(name)
+  local = functools.partial(local_gradient, name, mean_first=False)
+  got = jax.device_get(
+      jax.pmap(local, axis_name='data', in_axes=(None, 0))(
+          params, h.reshape(4, 2, *h.shape[1:])
+      )
+  )
+  for device in range(4):
+    check_gradient(name, jax.tree.map(lambda x, d=device: x[d], got))
+
+
+@mostly_slow(REPRESENTATIVES)
+@pytest.mark.parametrize('check_vma', [True, False])
+def test_shard_map_takes_either_recipe(name, check_vma):
+  """Mean then gradient with `check_vma`, gradient then mean without."""
+  params, _ = initial(name)
+  replicated, batched = PartitionSpec(), PartitionSpec('data')
+  got = jax.jit(
+      jax.shard_map(
+          functools.partial(local_gradient, name, mean_first=check_vma),
+          mesh=distributed.data_mesh(),
+          in_specs=(replicated, batched),
+          out_specs=replicated,
+          check_vma=check_vma,
+      )
+  )(params, latents(name))
+  check_gradient(name, got)
+
+
+@mostly_slow(REPRESENTATIVES)
+@pytest.mark.parametrize('count', [2, 4])
+def test_any_number_of_devices_gives_the_same(name, count):
+  """Loss, gradients, codes and state of a training step on a sharded batch."""
+  mesh = jax.make_mesh(
+      (count,),
+      (distributed.AXIS,),
+      axis_types=(jax.sharding.AxisType.Auto,),
+      devices=jax.devices()[:count],
+  )
+  seed, codes = 2, evaluated(name, 'all').quantized.codes
+  *everywhere, seed = distributed.replicate((*initial(name), seed), mesh)
+  divided = jax.device_put((*batch(name, 'all'), codes),
+                           distributed.batched(mesh))
+  got = training(name)(*everywhere, *divided[:2], seed, divided[2])
+  chex.assert_trees_all_close(
+      jax.device_get(got), trained(name, 'all'), rtol=1e-5, atol=1e-5
+  )
+
+
+# GM-VQ.
+
+
+def posterior_of(name):
+  """Returns NumPy's latents, posteriors (each `[N, ...]`) and codebook."""
+  h = np.asarray(latents(name), np.float64).reshape(-1, 2 * L)
+  z_hat, raw = np.split(h, 2, axis=-1)
+  codebook = np.asarray(initial(name)[0]['codebook'], np.float64)
+  probs = np.stack([
+      reference.posterior(*x, codebook)
+      for x in zip(z_hat, np.log1p(np.exp(raw)), strict=True)
+  ])
+  return z_hat, probs, codebook
+
+
+@pytest.mark.parametrize('name, latent, gamma, beta', [
+    ('gmvq', 'coupled', 0.1, 0.5),
+    ('gmvq, expected', 'expected', 0.1, 2.0),
+    ('gmvq, aggregated', 'aggregated', 0.1, 2.0),
+])  # fmt: skip
+def test_gmvq_minimises_the_albo(name, latent, gamma, beta):
   """Its objective is `albo` of its own terms, and of NumPy's."""
-  gamma, beta, two_sigma2 = 0.1, 2.0, 1.5
-  quantizer = gmvq_jax.gmvq(
-      C, L, gamma=gamma, beta=beta, two_sigma2=two_sigma2, latent=latent
-  )
-  params, state, h = inputs(quantizer, (2, 3))
-  quantized, _ = train(quantizer, params, state, h)
-  squared_error = jnp.asarray(rng.gamma(2.0, size=2), jnp.float32)
-  loss = quantizer.objective(
-      squared_error, quantized, data_dim=12, positions=3
-  )
-  z_hat, raw = np.split(np.asarray(h, np.float64), 2, axis=-1)
-  weights = np.log1p(np.exp(raw))
-  codebook = np.asarray(params['codebook'], np.float64)
-  at = list(np.ndindex(2, 3))
-  probs = [reference.posterior(z_hat[i], weights[i], codebook) for i in at]
+  two_sigma2 = 1.5
+  result = trained(name, 'all')
+  quantized = result.quantized
+  squared_error = np.square(quantized.z - 1).sum(axis=(1, 2))
+  z_hat, probs, codebook = posterior_of(name)
   q_c = np.mean(probs, axis=0)
   if latent == 'coupled':
+    codewords = codebook[quantized.codes.ravel()]
     terms = [
-        reference.latent_coupled(
-            z_hat[i], codebook[quantized.codes[i]], two_sigma2
-        )
-        for i in at
+        reference.latent_coupled(*x, two_sigma2)
+        for x in zip(z_hat, codewords, strict=True)
     ]
   elif latent == 'expected':
     terms = [
-        reference.latent_expected(z_hat[i], p, codebook, two_sigma2)
-        for i, p in zip(at, probs, strict=True)
+        reference.latent_expected(*x, codebook, two_sigma2)
+        for x in zip(z_hat, probs, strict=True)
     ]
   else:
     terms = [
-        reference.latent_aggregated(np.asarray(quantized.z[i]), q_c, codebook)
-        for i in at
+        reference.latent_aggregated(z, q_c, codebook)
+        for z in quantized.z.reshape(-1, L)
     ]
   expected = reference.albo(
-      np.asarray(squared_error), np.mean(terms), q_c, gamma, beta, 12, 3
+      squared_error, np.mean(terms), q_c, gamma, beta, DATA_DIM, 3
   )
-  np.testing.assert_allclose(loss, expected, rtol=1e-5)
-  parts = squared_error.mean() / 12 + 3 / 12 * quantized.loss
-  np.testing.assert_allclose(loss, parts, rtol=1e-5)
+  np.testing.assert_allclose(result.objective, expected, rtol=1e-5)
+  parts = squared_error.mean() / DATA_DIM + 3 / DATA_DIM * quantized.loss
+  np.testing.assert_allclose(result.objective, parts, rtol=1e-5)
   entropy = [-np.sum(p * np.log(p)) for p in probs]
   np.testing.assert_allclose(
       quantized.metrics['posterior_entropy'], np.mean(entropy), rtol=1e-5
   )
   np.testing.assert_allclose(
       quantized.metrics['latent_variance'],
-      z_hat.reshape(-1, L).var(axis=0).mean(),
+      z_hat.var(axis=0).mean(),
       rtol=1e-5,
   )
+
+
+def train_once(quantizer, h):
+  """Returns params and the result of one training step, from the seed 0."""
+
+  @jax.jit
+  def run(h):
+    params, state = quantizer.init(jax.random.key(0))
+    return params, train(quantizer, params, state, h)[0]
+
+  return jax.device_get(run(h))
 
 
 def test_gmvq_adds_the_noise_of_eq_18():
-  quantizer = QUANTIZERS['gmvq']
-  params, state, h = inputs(quantizer, (4000,))
-  quantized, _ = train(quantizer, params, state, h)
-  noise = quantized.z - params['codebook'][quantized.codes]
+  h = latents('gmvq', (4000,))
+  params, quantized = train_once(gmvq(), h)
+  codewords = params['codebook'][quantized.codes]
+  error = np.square(h[:, :L] - codewords).mean()  # 2 sigma^2 is 1.
+  np.testing.assert_allclose(quantized.metrics['variance'], error, rtol=1e-5)
   np.testing.assert_allclose(
-      jnp.mean(noise**2), quantized.metrics['variance'], rtol=0.05
+      quantized.metrics['quantization_error'], error, rtol=1e-5
   )
-  np.testing.assert_allclose(
-      quantized.metrics['variance'],
-      quantized.metrics['quantization_error'],
-      rtol=1e-5,
-  )
+  noise = quantized.z - codewords
+  np.testing.assert_allclose(np.mean(noise**2), error, rtol=0.05)
 
 
-@pytest.mark.parametrize('method', ['plain', 'tiled'])
-@pytest.mark.parametrize('hard', [True, False])
-def test_gmvq_draws_what_the_reference_draws(method, hard):
-  quantizer = gmvq_jax.gmvq(
-      C, L, gamma=0.1, beta=2.0, hard=hard, assignment=method
-  )
-  params, state, h = inputs(quantizer)
-  quantized, _ = train(quantizer, params, state, h)
-  z_hat, raw = jnp.split(h, 2, axis=-1)
-  expected = gmvq_jax.sample_latents(
-      jax.random.key(2),
-      z_hat,
-      jax.nn.softplus(raw),
-      params['codebook'],
-      temperature=0.7,
-      hard=hard,
+@pytest.mark.parametrize('name, two_sigma2, hard', [
+    ('gmvq', 1.5, True), ('gmvq, soft', 1.0, False), ('gmvq, tiled', 1.0, True),
+])  # fmt: skip
+def test_gmvq_samples_as_the_reference_does(name, two_sigma2, hard):
+  quantized = trained(name, 'all').quantized
+  z_hat, raw = np.split(latents(name), 2, axis=-1)
+
+  @jax.jit
+  def reference_of(z_hat, raw, codebook):
+    return gmvq_jax.sample_latents(
+        jax.random.key(2),
+        z_hat,
+        jax.nn.softplus(raw),
+        codebook,
+        temperature=TEMPERATURE,
+        hard=hard,
+        two_sigma2=two_sigma2,
+    )
+
+  expected = jax.device_get(
+      reference_of(z_hat, raw, initial(name)[0]['codebook'])
   )
   np.testing.assert_array_equal(quantized.codes, expected.codes)
   np.testing.assert_allclose(quantized.z, expected.z, rtol=1e-5, atol=1e-5)
-  probs = jnp.exp(expected.log_probs)
+  probs = np.exp(expected.log_probs)
   np.testing.assert_allclose(quantized.q_c, probs.mean((0, 1)), rtol=1e-5)
 
 
-@pytest.mark.parametrize('name, fields', [
-    ('gmvq', {}), ('gmvq', {'latent': 'expected'}), ('gmvq', {'hard': False}),
-    ('sqvae', {}), ('sqvae', {'variance': 'position'}), ('gumbel', {}),
-])
-@pytest.mark.parametrize('num_codes', [C, 100])
-@pytest.mark.parametrize('training', [True, False])
-def test_tiles_change_nothing(monkeypatch, name, fields, num_codes, training):
+@pytest.mark.parametrize('name, fields, num_codes', [
+    ('gmvq', {}, C),
+    ('gmvq', {}, 100),
+    ('gmvq', {'latent': 'expected'}, 100),
+    ('gmvq', {'hard': False}, 100),
+    ('sqvae', {}, 100),
+    ('sqvae', {'variance': 'position'}, 100),
+    ('gumbel', {}, 100),
+    *(
+        pytest.param(*arguments, C, marks=pytest.mark.slow)
+        for arguments in [
+            ('gmvq', {'latent': 'expected'}), ('gmvq', {'hard': False}),
+            ('sqvae', {}), ('sqvae', {'variance': 'position'}), ('gumbel', {}),
+        ]
+    ),
+])  # fmt: skip
+def test_tiles_change_nothing(monkeypatch, name, fields, num_codes):
   # Tiles of a few rows, the last one padded; of 100 codes a few at a time.
   monkeypatch.setattr(assignment, '_TILE', {'cpu': 7 * C})
   monkeypatch.setattr(assignment, '_MIN_ROWS', 7)
   monkeypatch.setattr(assignment, '_MAX_TILE', 16 * 7 * 8)
   monkeypatch.setattr(assignment, '_MAX_CODES', 16)
-  results = []
-  for method in ('plain', 'tiled'):
-    arguments = FIELDS | fields | {'num_codes': num_codes, 'assignment': method}
-    quantizer = quantizers.make(name, **arguments)
-    params, state, h = inputs(quantizer, (2, 11))
+  arguments = FIELDS | {'two_sigma2': 1.0} | fields | {'num_codes': num_codes}
+  both = [
+      quantizers.make(name, **arguments, assignment=method)
+      for method in ('plain', 'tiled')
+  ]
+  h = np.random.default_rng(1).normal(size=(2, 11, sum(both[0].heads)))
 
-    def loss(params, h, temperature, quantizer=quantizer, state=state):
+  def gradients(quantizer, training, params, state, h):
+    def loss(params, h, temperature):
       quantized, _ = quantizer.apply(
           params, state, 2 + h, key=jax.random.key(2), temperature=temperature,
           train=training,
@@ -509,77 +748,80 @@ def test_tiles_change_nothing(monkeypatch, name, fields, num_codes, training):
       value = jnp.sum(quantized.z.ravel() * weights) + quantized.loss
       return value + jnp.sum(quantized.q_c**2), quantized
 
-    gradients = jax.jit(
-        jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
+        params, h, 0.2
     )
-    results.append(gradients(params, h, 0.2))
-  plain, tiled = results
-  chex.assert_tree_all_finite(tiled)
-  np.testing.assert_array_equal(plain[0][1].codes, tiled[0][1].codes)
-  scales = jax.tree.map(lambda x: jnp.max(jnp.abs(x)) + 1e-6, plain)
-  difference = jax.tree.map(
-      lambda a, b, scale: jnp.max(jnp.abs(a - b)) / scale, plain, tiled, scales
-  )
-  # That of the temperature is a small sum of large numbers.
-  assert difference[1][2] < 1e-4
-  assert max(jax.tree.leaves((difference[0], difference[1][:2]))) < 1e-5
+
+  @jax.jit
+  def run(h):
+    initial = both[0].init(jax.random.key(0))
+    return {
+        training: [gradients(x, training, *initial, h) for x in both]
+        for training in (True, False)
+    }
+
+  results = jax.device_get(run(h.astype(np.float32)))
+  for training, (plain, tiled) in results.items():
+    assert_finite(tiled)
+    np.testing.assert_array_equal(
+        plain[0][1].codes, tiled[0][1].codes, err_msg=f'{training=}'
+    )
+    difference = jax.tree.map(
+        lambda a, b: np.max(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-6),
+        plain,
+        tiled,
+    )
+    # That of the temperature is a small sum of large numbers.
+    assert difference[1][2] < 1e-4, f'{training=}'
+    others = jax.tree.leaves((difference[0], difference[1][:2]))
+    assert max(others) < 1e-5, f'{training=}'
 
 
 @those(lambda name: 'tiled' in name or name == 'gmvq')
-def test_there_may_be_no_positions(quantizer):
-  params, state, h = inputs(quantizer, (0, 3))
-  quantized, _ = train(quantizer, params, state, h)
+def test_there_may_be_no_positions(name):
+  quantizer = QUANTIZERS[name]
+  _, quantized = train_once(quantizer, latents(name, (0, 3)))
   chex.assert_shape(quantized.codes, (0, 3, *quantizer.code_shape))
-  chex.assert_tree_all_finite(quantized.loss)
+  assert_finite(quantized.loss)
 
 
-def test_gmvq_batch_alone_gives_each_position_its_q_c(rng):
-  quantizer = QUANTIZERS['gmvq, batch']
-  params, state, h = inputs(quantizer, (8, 3))
-  quantized, _ = quantizer.apply(params, state, h)
-  probs = jnp.exp(
-      gmvq_jax.log_posterior(
-          h[..., :L], jax.nn.softplus(h[..., L:]), params['codebook']
-      )
-  )
-  kls = [reference.kl_to_uniform(np.asarray(probs[:, i]).mean(0))
-         for i in range(3)]
+def test_gmvq_batch_alone_gives_each_position_its_q_c():
+  quantized = evaluated('gmvq, batch', 'all').quantized
+  _, probs, _ = posterior_of('gmvq, batch')
+  of_positions = probs.reshape(8, 3, C).mean(axis=0)
+  kls = [reference.kl_to_uniform(q_c) for q_c in of_positions]
   np.testing.assert_allclose(quantized.metrics['kl'], np.mean(kls), rtol=1e-5)
 
 
-def test_gmvq_hard_is_one_codeword_and_soft_is_their_mixture():
-  for hard in (True, False):
-    quantizer = gmvq_jax.gmvq(
-        C, L, gamma=0.1, beta=2.0, two_sigma2=1e12, hard=hard
-    )
-    params, state, h = inputs(quantizer)
+@pytest.mark.parametrize('hard', [True, False])
+def test_gmvq_hard_is_one_codeword_and_soft_is_their_mixture(hard):
+  quantizer = gmvq(two_sigma2=1e12, hard=hard)
+  params, quantized = train_once(quantizer, latents('gmvq'))
+  distance = np.abs(quantized.z - params['codebook'][quantized.codes])
+  assert (distance.max() < 1e-3) == hard
+
+
+@pytest.mark.parametrize('stop', [True, False])
+def test_gmvq_stop_variance_gradient_and_weight_scale(stop):
+  """With a flat posterior, gradients reach z_hat through sigma alone."""
+  quantizer = gmvq(weight_scale=1e-9, stop_variance_gradient=stop)
+  params, state = initial('gmvq')
+
+  def total(h):
     quantized, _ = train(quantizer, params, state, h)
-    distance = jnp.abs(quantized.z - params['codebook'][quantized.codes])
-    assert (distance.max() < 1e-3) == hard
+    return jnp.sum(quantized.z), quantized.metrics
 
-
-def test_gmvq_stop_variance_gradient_and_weight_scale():
-  """With a flat posterior sigma is all that a gradient can reach z_hat by."""
-  for stop in (True, False):
-    quantizer = gmvq_jax.gmvq(
-        C, L, gamma=0.1, beta=2.0, weight_scale=1e-9,
-        stop_variance_gradient=stop,
-    )  # fmt: skip
-    params, state, h = inputs(quantizer)
-
-    def total(h, quantizer=quantizer, params=params, state=state):
-      quantized, _ = train(quantizer, params, state, h)
-      return jnp.sum(quantized.z), quantized.metrics
-
-    gradient, metrics = jax.grad(total, has_aux=True)(h)
-    assert (jnp.abs(gradient[..., :L]).max() < 1e-5) == stop
-    np.testing.assert_allclose(
-        metrics['posterior_entropy'], np.log(C), rtol=1e-5
-    )
+  gradient, metrics = jax.device_get(
+      jax.jit(jax.grad(total, has_aux=True))(latents('gmvq'))
+  )
+  assert (np.abs(gradient[..., :L]).max() < 1e-5) == stop
+  np.testing.assert_allclose(
+      metrics['posterior_entropy'], np.log(C), rtol=1e-5
+  )
 
 
 def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match="name='vq' is unknown; it must be one"):
     quantizers.make('vq')
   with pytest.raises(ValueError, match="latent='typo' is unknown"):
-    gmvq_jax.gmvq(C, L, gamma=1.0, beta=1.0, latent='typo')
+    gmvq(latent='typo')
