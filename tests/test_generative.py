@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 import tiny
 
-from gmvq_jax import bounds
+from gmvq_jax import autoencoder
 from gmvq_jax import encoding
 from gmvq_jax import errors
 from gmvq_jax import generative
@@ -77,40 +77,83 @@ def test_bounds_of_a_trained_model(known_bounds):
     )
 
 
-def test_likelihoods_are_of_latents_with_noise(loaded, known_bounds):
-  """An independent estimate, by the quantizer's own sampling."""
+@pytest.fixture(scope='module')
+def sampled(loaded):
+  """60 samples of the nine images by the quantizer's own sampling.
+
+  Returns:
+    Squared errors `[60, 9]`, latents `[60, 9, 16, 4]` and their posterior.
+  """
   tokenizer, images = loaded
-  _, result = known_bounds
   model = tokenizer.model
 
   @jax.jit
-  def errors_of_samples(variables, x):
+  def sample(variables, images, keys):
+    x = autoencoder.to_unit(images)
     h, _ = model.encode(variables, x)
 
-    def error(key):
+    def of_key(key):
       # Training's noise, but the statistics of evaluation.
       quantized, _ = model.quantize(
           variables, h, key=key, temperature=1.0, train=True
       )
       decoded, _ = model.decode(variables, quantized.z)
-      return ((decoded - x) ** 2).sum(axis=(1, 2, 3))
+      return ((decoded - x) ** 2).sum(axis=(1, 2, 3)), quantized.z
 
-    return jax.lax.map(error, jax.random.split(jax.random.key(0), 60))
+    squares, z = jax.lax.map(of_key, keys)
+    return squares, z, generative.posterior_of(model, variables, images, 1.0)
 
-  errors_of = np.asarray(
-      errors_of_samples(
-          jax.device_get(tokenizer.variables),
-          images.images[:] / np.float32(255),
-      )
+  keys = jax.random.split(jax.random.key(0), 60)
+  variables = jax.device_get(tokenizer.variables)
+  squares, z, posterior = jax.device_get(
+      sample(variables, images.images[:], keys)
   )
-  expected = bounds.log_likelihood(errors_of, 0.05, data_dim=768)
+  return squares, z.reshape(60, 9, 16, 4), posterior
+
+
+def log_likelihoods(squares, variance):
+  """log p(x|z) of 768 values."""
+  return -0.5 * (squares / variance + 768 * np.log(2 * np.pi * variance))
+
+
+def test_likelihoods_are_of_latents_with_noise(known_bounds, sampled):
+  _, result = known_bounds
+  squares, _, _ = sampled
   # The other terms of the ELBO cancel in a difference of variances.
-  other = bounds.log_likelihood(errors_of, 0.01, data_dim=768)
   elbos = [of['elbo']['nats'] for of in result['bounds'].values()]
-  difference = elbos[0] - elbos[1]
-  of_samples = (expected - other).mean(axis=1)
-  tolerance = 5 * of_samples.std() / math.sqrt(60)
-  np.testing.assert_allclose(difference, of_samples.mean(), atol=tolerance)
+  expected = log_likelihoods(squares, 0.05) - log_likelihoods(squares, 0.01)
+  check_mean_of_samples(elbos[0] - elbos[1], expected)
+
+
+def test_importance_weights_are_those_of_the_model(
+    loaded, known_bounds, sampled
+):
+  """p(x|z) p(z) / q(z|x), with the given latent variance in p(z)."""
+  _, result = known_bounds
+  squares, z, posterior = sampled
+  codebook = loaded[0].codebook.astype(np.float64)
+  distances = np.sum((z[..., None, :] - codebook) ** 2, axis=-1)
+
+  def log_density(log_weights, variances):
+    log_codes = log_weights - 0.5 * (
+        distances / variances + 4 * np.log(2 * np.pi * variances)
+    )
+    return np.logaddexp.reduce(log_codes, axis=-1).sum(axis=-1)
+
+  prior = log_density(-np.log(24), np.float64(0.5))
+  ratios = prior - log_density(posterior.log_weights, posterior.variances)
+  for variance, of in result['bounds'].items():
+    check_mean_of_samples(
+        of['iwae_1']['nats'],
+        log_likelihoods(squares, float(variance)) + ratios,
+    )
+
+
+def check_mean_of_samples(found, expected):
+  """Compares with the mean of `expected [samples, images]`."""
+  of_samples = expected.mean(axis=1)
+  tolerance = 5 * of_samples.std() / math.sqrt(len(of_samples))
+  np.testing.assert_allclose(found, of_samples.mean(), atol=tolerance)
 
 
 def test_batches_change_nothing_and_a_stop_loses_nothing(
