@@ -59,3 +59,10 @@ SOME = (
     'residual grouped',
     'projected residual',
 )
+# Each kind around another mechanism: all others are slow.
+DEFAULT = (
+    'residual vqvae+ema+replace',
+    'residual shared ema',
+    'grouped shared gmvq',
+    'projected residual',
+)

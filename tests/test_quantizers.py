@@ -66,17 +66,21 @@ TEMPERATURE = 0.7
 DATA_DIM = 12
 
 
-def those(condition):
-  """Parametrises over the quantizers whose names meet a condition."""
-  return pytest.mark.parametrize('name', list(filter(condition, QUANTIZERS)))
-
-
 def mostly_slow(default, condition=lambda name: True):
-  """As `those`; all but those in `default` are slow."""
+  """Parametrises over the quantizers whose names meet a condition.
+
+  All but those in `default` are slow.
+  """
   return pytest.mark.parametrize('name', [
       pytest.param(name, marks=() if name in default else pytest.mark.slow)
       for name in filter(condition, QUANTIZERS)
   ])
+
+
+def those(condition):
+  """As `mostly_slow`; most compositions are slow."""
+  composed = set(compositions.EXAMPLES) - set(compositions.DEFAULT)
+  return mostly_slow(set(QUANTIZERS) - composed, condition)
 
 
 each = those(lambda name: True)
