@@ -108,6 +108,7 @@ def test_it_learns(name, tmp_path, photographs):
       name, num_steps=60, learning_rate=1e-2, eval_every_steps=30,
       checkpoint_every_steps=60, network__num_downsamplings=1,
       network__width=32, quantizer__dim=8, quantizer__num_codes=32,
+      kmeans__images=0,
   )  # fmt: skip
   summary = run(tmp_path / 'run', config)
   variance = np.var(photographs[540:600] / 255)
