@@ -10,6 +10,8 @@ from typing import Any
 from typing import NamedTuple
 
 import chex
+from compiled import call
+from compiled import init
 import compositions
 import jax
 import jax.numpy as jnp
@@ -77,22 +79,30 @@ def mostly_slow(default, condition=lambda name: True):
   ])
 
 
+def by_default(name):
+  """Whether a quantizer is tested by default; most compositions are slow."""
+  return name not in compositions.EXAMPLES or name in compositions.DEFAULT
+
+
 def those(condition):
-  """As `mostly_slow`; most compositions are slow."""
-  composed = set(compositions.EXAMPLES) - set(compositions.DEFAULT)
-  return mostly_slow(set(QUANTIZERS) - composed, condition)
+  """As `mostly_slow`, with those that are `by_default`."""
+  return mostly_slow(list(filter(by_default, QUANTIZERS)), condition)
 
 
 each = those(lambda name: True)
 written = those(lambda name: QUANTIZERS[name].write is not None)
 stochastic = those(lambda name: re.search('gmvq|sqvae|gumbel', name))
+# Of the compositions, which take seconds on several devices, one of each kind.
+on_devices = mostly_slow(
+    REPRESENTATIVES,
+    lambda name: name in compositions.SOME or name not in compositions.EXAMPLES,
+)
 
 
 @functools.cache
 def initial(name):
   """Returns params and state."""
-  init = QUANTIZERS[name].init
-  return jax.device_get(jax.jit(lambda seed: init(jax.random.key(seed)))(0))
+  return init(QUANTIZERS[name])
 
 
 def latents(name, leading=(8, 3), dtype=np.float32):
@@ -244,13 +254,19 @@ def assert_finite(tree):
     assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
 
 
-@each
-@pytest.mark.parametrize('leading, dtype', [
-    ((5,), jnp.bfloat16), ((2, 3, 4), np.float16),
-], ids=['bfloat16', 'float16'])  # fmt: skip
-def test_shapes_and_dtypes(name, leading, dtype):
+LOW = {'bfloat16': (2, 3, 4), 'float16': (5,)}  # And a shape of each.
+
+
+@pytest.mark.parametrize('dtype, name', [
+    pytest.param(dtype, name, marks=pytest.mark.slow if slow else ())
+    for dtype in LOW
+    for name in QUANTIZERS
+    for slow in [dtype == 'float16' and name not in REPRESENTATIVES]
+])  # fmt: skip
+def test_shapes_and_dtypes(dtype, name):
+  leading = LOW[dtype]
   quantizer = QUANTIZERS[name]
-  params, state = initial(name)
+  params, state = jax.eval_shape(quantizer.init, jax.random.key(0))
 
   def both(params, state, h):
     one, still = quantizer.apply(params, state, h)
@@ -291,21 +307,15 @@ def test_codes_shares_and_metrics_are_in_range(name):
 @mostly_slow(REPRESENTATIVES)
 def test_low_precision_latents_give_values_in_range(name):
   quantizer = QUANTIZERS[name]
-  params, state = initial(name)
 
-  @jax.jit
-  def run(params, state, *latents):
-    return [
-        apply(params, state, h)[0]
-        for h in latents
-        for apply in (quantizer.apply, functools.partial(train, quantizer))
-    ]
+  def run(params, state, for_training, for_evaluation):
+    return (
+        train(quantizer, params, state, for_training)[0],
+        quantizer.apply(params, state, for_evaluation)[0],
+    )
 
-  low = (
-      latents(name, (8, 3), jnp.bfloat16),
-      latents(name, (2, 3, 4), np.float16),
-  )
-  for quantized in jax.device_get(run(params, state, *low)):
+  low = [latents(name, (8, 3), jnp.dtype(dtype)) for dtype in LOW]
+  for quantized in call(run, *initial(name), *low):
     check_values(quantizer, quantized)
 
 
@@ -476,11 +486,14 @@ def test_training_keeps_the_shape_of_params_and_state(name):
   )
 
 
-def test_a_checkpoint_holds_params_and_state(tmp_path):
-  """Those of every quantizer, after a step."""
+@pytest.mark.parametrize('names', [
+    list(filter(by_default, QUANTIZERS)),
+    pytest.param(list(QUANTIZERS), marks=pytest.mark.slow),
+], ids=['default', 'all'])  # fmt: skip
+def test_a_checkpoint_holds_params_and_state(tmp_path, names):
+  """Those of several quantizers, after a step."""
   trees = {
-      name: (initial(name)[0], trained(name, 'all').state)
-      for name in QUANTIZERS
+      name: (initial(name)[0], trained(name, 'all').state) for name in names
   }
   checkpoints = checkpoint.Checkpoints(tmp_path)
   checkpoints.save(1, trees, {})
@@ -506,16 +519,10 @@ def test_each_device_samples_noise_of_its_own(name):
     quantized, _ = train(quantizer, params, state, h, axis_name='data')
     return quantized.z, quantized.codes
 
-  z, codes = jax.device_get(
-      jax.jit(
-          jax.shard_map(
-              local,
-              mesh=distributed.data_mesh(),
-              in_specs=data,
-              out_specs=data,
-          )
-      )(same)
+  sharded = jax.shard_map(
+      local, mesh=distributed.data_mesh(), in_specs=data, out_specs=data
   )
+  z, codes = call(sharded, same)
   # The relaxed mixture differs, or the sampled code.
   assert len(np.unique(z[:, 0, 0])) == 8 or np.any(codes != codes[0])
 
@@ -545,10 +552,10 @@ def check_gradient(name, got):
   whole = evaluated(name, 'all')
   value = (whole.quantized.loss, whole.quantized.q_c)
   expected = (value, whole.gradients[0])
-  chex.assert_trees_all_close(jax.device_get(got), expected, atol=1e-5)
+  chex.assert_trees_all_close(got, expected, atol=1e-5)
 
 
-@mostly_slow(REPRESENTATIVES)
+@on_devices
 def test_pmap_takes_the_gradient_then_the_mean(name):
   params, _ = initial(name)
   h = latents(name)
@@ -562,26 +569,26 @@ def test_pmap_takes_the_gradient_then_the_mean(name):
     check_gradient(name, jax.tree.map(lambda x, d=device: x[d], got))
 
 
-@mostly_slow(REPRESENTATIVES)
+@on_devices
 @pytest.mark.parametrize('check_vma', [True, False])
 def test_shard_map_takes_either_recipe(name, check_vma):
   """Mean then gradient with `check_vma`, gradient then mean without."""
   params, _ = initial(name)
   replicated, batched = PartitionSpec(), PartitionSpec('data')
-  got = jax.jit(
-      jax.shard_map(
-          functools.partial(local_gradient, name, mean_first=check_vma),
-          mesh=distributed.data_mesh(),
-          in_specs=(replicated, batched),
-          out_specs=replicated,
-          check_vma=check_vma,
-      )
-  )(params, latents(name))
-  check_gradient(name, got)
+  sharded = jax.shard_map(
+      functools.partial(local_gradient, name, mean_first=check_vma),
+      mesh=distributed.data_mesh(),
+      in_specs=(replicated, batched),
+      out_specs=replicated,
+      check_vma=check_vma,
+  )
+  check_gradient(name, call(sharded, params, latents(name)))
 
 
-@mostly_slow(REPRESENTATIVES)
-@pytest.mark.parametrize('count', [2, 4])
+@on_devices
+@pytest.mark.parametrize('count', [
+    4, pytest.param(2, marks=pytest.mark.slow)
+])  # fmt: skip
 def test_any_number_of_devices_gives_the_same(name, count):
   """Loss, gradients, codes and state of a training step on a sharded batch."""
   mesh = jax.make_mesh(
@@ -664,12 +671,11 @@ def test_gmvq_minimises_the_albo(name, latent, gamma, beta):
 def train_once(quantizer, h):
   """Returns params and the result of one training step, from the seed 0."""
 
-  @jax.jit
   def run(h):
     params, state = quantizer.init(jax.random.key(0))
     return params, train(quantizer, params, state, h)[0]
 
-  return jax.device_get(run(h))
+  return call(run, h)
 
 
 def test_gmvq_adds_the_noise_of_eq_18():
@@ -692,8 +698,7 @@ def test_gmvq_samples_as_the_reference_does(name, two_sigma2, hard):
   quantized = trained(name, 'all').quantized
   z_hat, raw = np.split(latents(name), 2, axis=-1)
 
-  @jax.jit
-  def reference_of(z_hat, raw, codebook):
+  def sample(z_hat, raw, codebook):
     return gmvq_jax.sample_latents(
         jax.random.key(2),
         z_hat,
@@ -704,32 +709,35 @@ def test_gmvq_samples_as_the_reference_does(name, two_sigma2, hard):
         two_sigma2=two_sigma2,
     )
 
-  expected = jax.device_get(
-      reference_of(z_hat, raw, initial(name)[0]['codebook'])
-  )
+  expected = call(sample, z_hat, raw, initial(name)[0]['codebook'])
   np.testing.assert_array_equal(quantized.codes, expected.codes)
   np.testing.assert_allclose(quantized.z, expected.z, rtol=1e-5, atol=1e-5)
   probs = np.exp(expected.log_probs)
   np.testing.assert_allclose(quantized.q_c, probs.mean((0, 1)), rtol=1e-5)
 
 
-@pytest.mark.parametrize('name, fields, num_codes', [
-    ('gmvq', {}, C),
-    ('gmvq', {}, 100),
-    ('gmvq', {'latent': 'expected'}, 100),
-    ('gmvq', {'hard': False}, 100),
-    ('sqvae', {}, 100),
-    ('sqvae', {'variance': 'position'}, 100),
-    ('gumbel', {}, 100),
-    *(
-        pytest.param(*arguments, C, marks=pytest.mark.slow)
-        for arguments in [
-            ('gmvq', {'latent': 'expected'}), ('gmvq', {'hard': False}),
-            ('sqvae', {}), ('sqvae', {'variance': 'position'}), ('gumbel', {}),
-        ]
-    ),
+TILED = [
+    ('gmvq', {}), ('gmvq', {'latent': 'expected'}), ('gmvq', {'hard': False}),
+    ('sqvae', {}), ('sqvae', {'variance': 'position'}), ('gumbel', {}),
+]  # fmt: skip
+
+
+def tiled_by_default(name, fields, num_codes, training):
+  if (name, fields) == ('gmvq', {}):
+    return True
+  return training and num_codes == 100 and (name, fields) != ('sqvae', {})
+
+
+@pytest.mark.parametrize('name, fields, num_codes, training', [
+    pytest.param(
+        *case, marks=() if tiled_by_default(*case) else pytest.mark.slow
+    )
+    for method in TILED
+    for num_codes in (C, 100)
+    for training in (True, False)
+    for case in [(*method, num_codes, training)]
 ])  # fmt: skip
-def test_tiles_change_nothing(monkeypatch, name, fields, num_codes):
+def test_tiles_change_nothing(monkeypatch, name, fields, num_codes, training):
   # Tiles of a few rows, the last one padded; of 100 codes a few at a time.
   monkeypatch.setattr(assignment, '_TILE', {'cpu': 7 * C})
   monkeypatch.setattr(assignment, '_MIN_ROWS', 7)
@@ -742,7 +750,7 @@ def test_tiles_change_nothing(monkeypatch, name, fields, num_codes):
   ]
   h = np.random.default_rng(1).normal(size=(2, 11, sum(both[0].heads)))
 
-  def gradients(quantizer, training, params, state, h):
+  def gradients(quantizer, params, state, h):
     def loss(params, h, temperature):
       quantized, _ = quantizer.apply(
           params, state, 2 + h, key=jax.random.key(2), temperature=temperature,
@@ -756,29 +764,21 @@ def test_tiles_change_nothing(monkeypatch, name, fields, num_codes):
         params, h, 0.2
     )
 
-  @jax.jit
   def run(h):
     initial = both[0].init(jax.random.key(0))
-    return {
-        training: [gradients(x, training, *initial, h) for x in both]
-        for training in (True, False)
-    }
+    return [gradients(x, *initial, h) for x in both]
 
-  results = jax.device_get(run(h.astype(np.float32)))
-  for training, (plain, tiled) in results.items():
-    assert_finite(tiled)
-    np.testing.assert_array_equal(
-        plain[0][1].codes, tiled[0][1].codes, err_msg=f'{training=}'
-    )
-    difference = jax.tree.map(
-        lambda a, b: np.max(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-6),
-        plain,
-        tiled,
-    )
-    # That of the temperature is a small sum of large numbers.
-    assert difference[1][2] < 1e-4, f'{training=}'
-    others = jax.tree.leaves((difference[0], difference[1][:2]))
-    assert max(others) < 1e-5, f'{training=}'
+  plain, tiled = call(run, h.astype(np.float32))
+  assert_finite(tiled)
+  np.testing.assert_array_equal(plain[0][1].codes, tiled[0][1].codes)
+  difference = jax.tree.map(
+      lambda a, b: np.max(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-6),
+      plain,
+      tiled,
+  )
+  # That of the temperature is a small sum of large numbers.
+  assert difference[1][2] < 1e-4
+  assert max(jax.tree.leaves((difference[0], difference[1][:2]))) < 1e-5
 
 
 @those(lambda name: 'tiled' in name or name == 'gmvq')
@@ -815,9 +815,7 @@ def test_gmvq_stop_variance_gradient_and_weight_scale(stop):
     quantized, _ = train(quantizer, params, state, h)
     return jnp.sum(quantized.z), quantized.metrics
 
-  gradient, metrics = jax.device_get(
-      jax.jit(jax.grad(total, has_aux=True))(latents('gmvq'))
-  )
+  gradient, metrics = call(jax.grad(total, has_aux=True), latents('gmvq'))
   assert (np.abs(gradient[..., :L]).max() < 1e-5) == stop
   np.testing.assert_allclose(
       metrics['posterior_entropy'], np.log(C), rtol=1e-5
