@@ -69,13 +69,6 @@ def _shuffle(items, seed):
   items.sort(key=lambda item: (place[item.path], generator.random()))
 
 
-@pytest.fixture(autouse=True, scope='module')
-def _forget_programs():
-  """Frees the programs of a file; those of all files fill the memory."""
-  yield
-  jax.clear_caches()
-
-
 @pytest.fixture
 def x64():
   """Float64 within one test."""

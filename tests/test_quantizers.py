@@ -94,7 +94,8 @@ written = those(lambda name: QUANTIZERS[name].write is not None)
 stochastic = those(lambda name: re.search('gmvq|sqvae|gumbel', name))
 # Of the compositions, which take seconds on several devices, one of each kind.
 on_devices = mostly_slow(
-    REPRESENTATIVES,
+    # GM-VQ in tiles.
+    tuple(name for name in REPRESENTATIVES if name != 'gmvq'),
     lambda name: name in compositions.SOME or name not in compositions.EXAMPLES,
 )
 
@@ -304,7 +305,7 @@ def test_codes_shares_and_metrics_are_in_range(name):
     check_values(QUANTIZERS[name], result.quantized)
 
 
-@mostly_slow(REPRESENTATIVES)
+@mostly_slow(('vqvae+ema', 'gmvq'))
 def test_low_precision_latents_give_values_in_range(name):
   quantizer = QUANTIZERS[name]
 
@@ -506,7 +507,7 @@ def test_a_checkpoint_holds_params_and_state(tmp_path, names):
 
 
 @mostly_slow(
-    ('gmvq', 'gmvq, tiled', 'sqvae', 'gumbel', 'diveq', 'residual diveq'),
+    ('gmvq, tiled', 'sqvae', 'diveq'),
     lambda name: re.search('gmvq|sqvae|gumbel|diveq', name),
 )
 def test_each_device_samples_noise_of_its_own(name):

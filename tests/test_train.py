@@ -370,7 +370,9 @@ def test_a_report_that_fails_loses_nothing(
 
 def test_a_run_does_not_continue_with_other_images(run_dir, name, copy):
   unfinish(copy)
+  before = (copy / 'metrics.jsonl').read_text()
   splits, on_device = data_lib.load(name)
   others = splits._replace(train=splits.train[::-1])
   with pytest.raises(errors.UserError, match='not the images that the run'):
     train.run(tiny.like(run_dir), str(copy), loaded=(others, on_device))
+  assert (copy / 'metrics.jsonl').read_text() == before, 'it trained'
