@@ -798,6 +798,12 @@ def test_gmvq_batch_alone_gives_each_position_its_q_c():
   np.testing.assert_allclose(quantized.metrics['kl'], np.mean(kls), rtol=1e-5)
 
 
+def test_gmvq_without_gaussian_noise_trains_on_codewords():
+  quantized = trained('gmvq, codewords', 'all').quantized
+  codewords = initial('gmvq, codewords')[0]['codebook'][quantized.codes]
+  np.testing.assert_allclose(quantized.z, codewords, atol=1e-6)
+
+
 @pytest.mark.parametrize('hard', [True, False])
 def test_gmvq_hard_is_one_codeword_and_soft_is_their_mixture(hard):
   quantizer = gmvq(two_sigma2=1e12, hard=hard)

@@ -312,7 +312,7 @@ FAULTS = (
         "aggregate='batch' gives each position a q(c) of its own",
         "if aggregate == 'batch':",
         "if aggregate == 'none':",
-        'quantizers posterior albo',
+        'quantizers',
     ),
     _fault(
         'noise_that_was_turned_off',
