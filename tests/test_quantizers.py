@@ -29,15 +29,21 @@ from gmvq_jax import quantizers
 C, L = 16, 4
 FIELDS = dict(num_codes=C, dim=L, gamma=0.1, beta=0.5, two_sigma2=1.5)
 METHODS = [
-    'gmvq', 'vqvae', 'vqvae+l2', 'vqvae+replace', 'vqvae+l2+replace',
-    'vqvae+affine', 'vqvae+opt', 'vqvae+affine+opt', 'sqvae', 'gumbel',
-    'vqvae+affine+opt+replace+l2', 'vqvae+ema', 'vqvae+ema+replace',
-    'vqvae+ema+l2', 'fsq', 'frozen', 'gmvq+l2+replace', 'sqvae+replace',
-    'lfq', 'bsq', 'simvq', 'diveq', 'vqvae+rotation', 'simvq+rotation+replace',
-    'vqvae+affine+rotation+l2+replace', 'bsq+rotation', 'diveq+l2+replace',
+    'gmvq', 'vqvae', 'vqvae+l2', 'vqvae+replace', 'vqvae+affine', 'vqvae+opt',
+    'vqvae+rotation', 'vqvae+affine+rotation+l2+replace', 'vqvae+ema',
+    'vqvae+ema+replace', 'sqvae', 'gumbel', 'fsq', 'frozen', 'lfq', 'bsq',
+    'simvq', 'diveq',
+]  # fmt: skip
+# Slow: their parts are among `METHODS`.
+COMBINED = [
+    'vqvae+l2+replace', 'vqvae+affine+opt', 'vqvae+affine+opt+replace+l2',
+    'vqvae+ema+l2', 'gmvq+l2+replace', 'sqvae+replace', 'diveq+l2+replace',
+    'simvq+rotation+replace', 'bsq+rotation',
 ]  # fmt: skip
 gmvq = functools.partial(gmvq_jax.gmvq, C, L, gamma=0.1, beta=2.0)
-QUANTIZERS = {name: quantizers.make(name, **FIELDS) for name in METHODS} | {
+QUANTIZERS = {
+    name: quantizers.make(name, **FIELDS) for name in METHODS + COMBINED
+} | {
     'gmvq, expected': gmvq(two_sigma2=1.5, latent='expected'),
     'gmvq, aggregated': gmvq(two_sigma2=1.5, latent='aggregated'),
     'gmvq, batch': gmvq(aggregate='batch'),
@@ -80,8 +86,10 @@ def mostly_slow(default, condition=lambda name: True):
 
 
 def by_default(name):
-  """Whether a quantizer is tested by default; most compositions are slow."""
-  return name not in compositions.EXAMPLES or name in compositions.DEFAULT
+  """Whether a quantizer is tested by default; most combinations are slow."""
+  if name in compositions.EXAMPLES:
+    return name in compositions.DEFAULT
+  return name not in (*COMBINED, 'gumbel, tiled', 'sqvae, tiled')
 
 
 def those(condition):
@@ -725,7 +733,7 @@ TILED = [
 
 def tiled_by_default(name, fields, num_codes, training):
   if (name, fields) == ('gmvq', {}):
-    return True
+    return training == (num_codes == 100)
   return training and num_codes == 100 and (name, fields) != ('sqvae', {})
 
 
