@@ -22,7 +22,8 @@ if [ "${1:-}" = --faults ]; then
 fi
 ruff check .
 # The tests of a file share what they compile, so they stay in one process.
-python -m pytest -q -n 2 --dist loadfile --durations 10 "$@"
+python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 \
+  --durations 10 "$@"
 if [[ " $* " == *' --all '* ]]; then
   launch/docs.sh
   launch/matrix.sh
