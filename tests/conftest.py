@@ -73,19 +73,6 @@ def _shuffle(items, seed):
   items.sort(key=lambda item: (place[item.path], generator.random()))
 
 
-@pytest.fixture(autouse=True, scope='module')
-def _forget_programs():
-  """Frees compiled programs between files once there are many.
-
-  Each maps memory, and XLA crashes when the kernel allows no more maps
-  (`vm.max_map_count`, by default 65,530).
-  """
-  yield
-  maps = pathlib.Path('/proc/self/maps')
-  if not maps.exists() or maps.read_bytes().count(b'\n') > 20_000:
-    jax.clear_caches()
-
-
 @pytest.fixture
 def x64():
   """Float64 within one test."""

@@ -1,4 +1,4 @@
-"""A pytest plugin: counts the programs that XLA compiles, test by test.
+"""A pytest plugin: counts the programs that XLA compiles, and frees them.
 
 Every run ends with the total. With `--profile` it ends with a table of the
 files: processor seconds (of child processes too, so that they mean the same on
@@ -23,14 +23,20 @@ class Cost(NamedTuple):
   programs: int
 
 
+# Of programs that are kept. Each maps memory: dozens of maps of 65,530 that
+# Linux allows (`vm.max_map_count`), after which XLA crashes.
+_KEPT = 400
+
 _programs = 0
+_kept = 0
 _last = Cost(0.0, 0)
 
 
 def _on_duration(event, duration, **_):
-  global _programs
+  global _kept, _programs
   del duration
   _programs += event == _COMPILED
+  _kept += event == _COMPILED
 
 
 def _on_event(event, **_):
@@ -48,6 +54,16 @@ def pytest_addoption(parser):
       action='store_true',
       help='end with the processor seconds and compiled programs of each file',
   )
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs():
+  """Frees programs, compiled or from the cache, once there are many."""
+  global _kept
+  yield
+  if _kept > _KEPT:
+    jax.clear_caches()
+    _kept = 0
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -7,7 +7,6 @@ train together; `test_devices.py` compares their results.
 import functools
 import sys
 
-import compositions
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +139,8 @@ def _initial(method, dtype, sgd):
 
 def _build(method, dtype):
   """Returns a small model of a method, and its optimizer."""
+  import compositions  # Uses JAX, which must not come before `initialize`.
+
   composed = compositions.EXAMPLES.get(method)
   config = tiny.config('', network__num_downsamplings=1, network__width=4)
   config.network.dtype = dtype.dtype.name
