@@ -98,6 +98,8 @@ def _is_one_of_several():
 
 def parse(argv: list[str]) -> list[str]:
   """Parses flags; whatever is wrong with them is a `UserError`."""
+  end = argv.index('--') if '--' in argv else len(argv)  # Of flags.
+  argv, rest = argv[:end], argv[end:]
   # One dash is as good as two.
   argv = [re.sub('^-(?=config|noconfig)', '--', arg) for arg in argv]
   for i, arg in enumerate(argv):
@@ -107,7 +109,7 @@ def parse(argv: list[str]) -> list[str]:
       found = _find_config(arg.removeprefix('--config='), argv)
       argv[i] = f'--config={found}'
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS(argv + rest)
   except Exception as error:
     message = ' '.join(str(error).split())
     raise errors.UserError(message) from error

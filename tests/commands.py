@@ -94,8 +94,13 @@ def signal_after(calls, owner, name, number=signal.SIGKILL):
       os.kill(os.getpid(), number)
     return result
 
-  with mock.patch.object(owner, name, count):
-    yield
+  # A shell that starts the tests in the background has Ctrl-C ignored.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with mock.patch.object(owner, name, count):
+      yield
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def kill_after(calls, owner, name, *arguments):

@@ -249,6 +249,7 @@ def test_a_command_line_is_refused_in_one_line_or_parsed(capsys):
 
   @fuzz(cases)
   @hypothesis.given(start=STARTS, rest=st.lists(ARGUMENTS, max_size=4))
+  @hypothesis.example([], ['--', f'-config={CIFAR10}'])
   def run(start, rest):
     argv = ['main.py', *start, *rest]
     with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
