@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -91,7 +92,8 @@ def test_stopped_runs_continue_exactly(run, tmp_path):
 
 def test_a_run_reports_and_can_be_evaluated_with_its_directory_alone(run):
   _, whole, trained = run
-  assert trained.stderr == ''
+  # Nothing but progress, which a slow machine shows.
+  assert re.sub('.* left\n', '', trained.stderr) == ''
   assert trained.stdout.endswith(f'Report: {whole}/report.html\n')
   result = run_here('--mode=evaluate', f'--workdir={whole}')
   assert result.returncode == 0, result.stderr
