@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs gmvq_jax with what the tests need, and runs ruff and the tests.
 #
-#   launch/test.sh            the default tests; minutes on two cores
+#   launch/test.sh            the default tests; five minutes on two cores
 #   launch/test.sh --all      the slow ones too, all programs optimised as users'
-#                             are, then launch/docs.sh and launch/matrix.sh
+#                             are, then launch/docs.sh and launch/matrix.sh; 45 min
 #   launch/test.sh --profile  and the seconds and programs of each file
 #   launch/test.sh --shuffle=SEED
 #                             the tests in a random order
