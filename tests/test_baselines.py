@@ -182,6 +182,28 @@ def test_ema_leaves_evaluation_alone(rng):
   chex.assert_trees_all_equal(state, after)
 
 
+def test_ema_counts_what_is_not_masked_on_all_devices(rng):
+  """As on one device without the masked positions."""
+  quantizer = quantizers.vqvae_ema(C, L, decay=0.5)
+  params, state, z = inputs(quantizer, rng, (8, 4))
+  mask = rng.uniform(size=(8, 4)) < 0.6
+  data = jax.sharding.PartitionSpec('data')
+
+  def moved(z, mask):
+    return training(
+        quantizer, params, state, z, mask=mask, axis_name='data'
+    )[1]
+
+  on_devices = jax.shard_map(
+      moved,
+      mesh=distributed.data_mesh(),
+      in_specs=data,
+      out_specs=jax.sharding.PartitionSpec(),
+  )
+  _, alone = train(quantizer, params, state, z[mask])
+  chex.assert_trees_all_close(call(on_devices, z, mask), alone, rtol=1e-5)
+
+
 # On the sphere.
 
 
