@@ -372,6 +372,11 @@ def test_affine_groups_have_maps_of_their_own(rng):
   np.testing.assert_allclose(rows[:4], raw[:4])
   np.testing.assert_allclose(rows[4:8], 2 * raw[4:8], rtol=1e-6)
   np.testing.assert_allclose(rows[8:], raw[8:] + 3, rtol=1e-6)
+  new = rng.normal(size=(C, L))
+  written = write(quantizer, params, state, new, np.arange(C) % 2 == 0)
+  rows_after = call(quantizer.read, *written)
+  np.testing.assert_allclose(rows_after[::2], new[::2], atol=1e-5)
+  np.testing.assert_allclose(rows_after[1::2], rows[1::2], atol=1e-5)
   with pytest.raises(ValueError, match='affine_groups=5: must divide the 12'):
     quantizers.with_affine(quantizers.vqvae(C, L), affine_groups=5)
 

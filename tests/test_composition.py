@@ -519,6 +519,13 @@ def test_kmeans_initialisation_ignores_masked_positions(rng, kind, shared):
   assert error_started < 0.85 * error
 
 
+def test_no_codeword_is_at_a_masked_position(rng):
+  quantizer = make()
+  params, state, h = inputs(quantizer, rng, (40,))
+  params, _ = kmeans(quantizer, params, state, h + 10, mask=np.arange(40) < 30)
+  assert np.all(params['codebook'] > 5)
+
+
 def test_too_few_positions_are_refused(rng):
   quantizer = make()
   params, state, z = inputs(quantizer, rng, (40,))

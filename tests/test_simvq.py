@@ -31,6 +31,16 @@ def test_it_is_vqvae_with_the_mapped_codebook(rng):
   np.testing.assert_allclose(quantized.loss, 1.25 * error, rtol=1e-5)
 
 
+def test_rows_are_written_through_the_map(rng):
+  quantizer, params, state = mapped(rng)
+  before = call(quantizer.read, params, state)
+  rows = rng.normal(size=(C, L)).astype(np.float32)
+  written = call(quantizer.write, params, state, rows, np.arange(C) < 5)
+  after = call(quantizer.read, *written)
+  np.testing.assert_allclose(after[:5], rows[:5], atol=1e-5)
+  np.testing.assert_allclose(after[5:], before[5:], atol=1e-5)
+
+
 def test_the_gradient_reaches_the_map_alone(rng):
   """Of `|sg(z) - F W|^2`, by hand; codes that no latent chose move too."""
   quantizer, params, state = mapped(rng)
