@@ -98,7 +98,8 @@ def _is_one_of_several():
 
 def parse(argv: list[str]) -> list[str]:
   """Parses flags; whatever is wrong with them is a `UserError`."""
-  end = argv.index('--') if '--' in argv else len(argv)  # Of flags.
+  # What follows -- is not a flag.
+  end = argv.index('--') if '--' in argv else len(argv)
   argv, rest = argv[:end], argv[end:]
   # One dash is as good as two.
   argv = [re.sub('^-(?=config|noconfig)', '--', arg) for arg in argv]

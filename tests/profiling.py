@@ -23,9 +23,9 @@ class Cost(NamedTuple):
   programs: int
 
 
-# Of programs that are kept. Each maps memory: dozens of maps of 65,530 that
-# Linux allows (`vm.max_map_count`), after which XLA crashes.
-_KEPT = 400
+# The most programs that a process keeps. Each takes up to a hundred maps of
+# memory, and XLA crashes beyond Linux's limit of 65,530 (`vm.max_map_count`).
+_MAX_KEPT = 400
 
 _programs = 0
 _kept = 0
@@ -58,10 +58,10 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def _forget_programs():
-  """Frees programs, compiled or from the cache, once there are many."""
+  """Frees the programs of this process once there are too many."""
   global _kept
   yield
-  if _kept > _KEPT:
+  if _kept > _MAX_KEPT:
     jax.clear_caches()
     _kept = 0
 

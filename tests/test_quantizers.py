@@ -381,7 +381,13 @@ def test_masked_positions_do_not_count_at_evaluation(name):
       (alone.q_c, alone.loss, alone.metrics),
       rtol=1e-5,
   )
-  np.testing.assert_allclose(quantized.z[KEPT], alone.z, atol=1e-6)
+  # Products of matrices of other shapes may be rounded differently.
+  np.testing.assert_allclose(
+      quantized.z[KEPT],
+      alone.z,
+      rtol=0,
+      atol=1e-6 if name.startswith('projected') else 0,
+  )
   np.testing.assert_array_equal(quantized.codes[KEPT], alone.codes)
 
 

@@ -208,7 +208,7 @@ def test_the_average_of_parameters_is_its_closed_form(averaged):
 def test_an_average_changes_evaluation_and_not_training(small, averaged):
   one, other = small.states[-1], averaged.states[-1]
   # Of two programs, which may round differently.
-  chex.assert_trees_all_close(one.variables, other.variables, atol=1e-6)
+  chex.assert_trees_all_close(one.variables, other.variables, atol=1e-7)
   one, other = (
       small.experiment.evaluate(
           distributed.replicate(state, small.experiment.mesh), 'test'
