@@ -28,8 +28,8 @@ from ml_collections import config_flags
 import timing
 
 from gmvq_jax import data
-from gmvq_jax import distributed
-from gmvq_jax import experiment
+from gmvq_jax.runtime import distributed
+from gmvq_jax.training import experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Steps in each measurement.')

@@ -17,9 +17,9 @@ import peer
 import timing
 import torch
 
-from gmvq_jax import assignment
-from gmvq_jax import noise
-from gmvq_jax import numerics
+from gmvq_jax.ops import soft_assignment
+from gmvq_jax.ops import counter_rng
+from gmvq_jax.ops import numerics
 from gmvq_jax import quantizers
 
 _OUTPUT = flags.DEFINE_string('output', '', 'Where to write the result.')
@@ -86,10 +86,10 @@ def pytorch(rows, codes, dim=64):
 
 def floor(rows, codes, dim=64):
   """Returns what cannot be avoided, tile by tile: the products, the noise."""
-  plan = assignment.plan('tiled', rows, codes)
+  plan = soft_assignment.plan('tiled', rows, codes)
   queries = jax.random.normal(jax.random.key(0), (rows, 2 * dim))
   keys = jax.random.normal(jax.random.key(1), (codes, 2 * dim))
-  seeds = noise.row_seeds(jax.random.key(2), rows)
+  seeds = counter_rng.row_seeds(jax.random.key(2), rows)
 
   def product(queries):
     logits = jnp.matmul(queries, keys.T, precision=numerics.PRECISION)
@@ -97,7 +97,7 @@ def floor(rows, codes, dim=64):
     return jnp.max(logits, axis=-1)
 
   def add_noise(total, seeds):
-    return total + noise.gumbel(seeds, codes), None
+    return total + counter_rng.gumbel(seeds, codes), None
 
   def tiles(x):
     return x.reshape(-1, plan.rows, x.shape[-1])

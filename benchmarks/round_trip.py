@@ -11,10 +11,10 @@ from absl import flags
 import numpy as np
 import timing
 
-from gmvq_jax import codes as codes_lib
-from gmvq_jax import encoding
-from gmvq_jax import results
-from gmvq_jax import tokenizer as tokenizer_lib
+from gmvq_jax.tokenizer import code_files
+from gmvq_jax.tokenizer import encode
+from gmvq_jax.training import summary as summary_lib
+from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _INPUT = flags.DEFINE_string('input', None, 'Its test split.', required=True)
@@ -25,12 +25,12 @@ _AT_ONCE = 1000
 
 def _main(_):
   tokenizer = tokenizer_lib.Tokenizer.load(_WORKDIR.value)
-  loaded = encoding.load_images(tokenizer, _INPUT.value)
+  loaded = encode.load_images(tokenizer, _INPUT.value)
   with tempfile.TemporaryDirectory() as folder:
-    summary = encoding.encode(
+    summary = encode.encode(
         tokenizer, loaded, folder, packed=True
     )
-    codes = codes_lib.open(folder)
+    codes = code_files.open(folder)
     grids = np.stack([grid for _, grid in codes])
   total = 0.0
   for start in range(0, len(grids), _AT_ONCE):
@@ -39,7 +39,7 @@ def _main(_):
     images = loaded.images[part]
     total += np.sum(np.mean(np.square(decoded - images / 255), axis=(1, 2, 3)))
   mse = total / len(grids)
-  evaluated = results.evaluate_workdir(_WORKDIR.value)['mse']
+  evaluated = summary_lib.evaluate_workdir(_WORKDIR.value)['mse']
   result = {
       'hardware': timing.hardware(),
       'mse': mse,

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmvq_jax import distributed
-from gmvq_jax import programs
-from gmvq_jax import schedules
-from gmvq_jax import train_step
+from gmvq_jax.runtime import distributed
+from gmvq_jax.training import build
+from gmvq_jax.training import schedules
+from gmvq_jax.training import train_step
 
 _KINDS = (
     'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
@@ -43,7 +43,7 @@ def predicted(config, image_size, num_devices):
     image_size: H = W.
     num_devices: that share a batch.
   """
-  model, *_ = programs.build(config, programs.numbers_of(config), 3, 1000)
+  model, *_ = build.build(config, build.numbers_of(config), 3, 1000)
   variables = jax.eval_shape(
       lambda key: model.init(key, (image_size, image_size, 3)),
       jax.random.key(0),
@@ -72,8 +72,8 @@ def compile_step(config, image_size, num_devices):
   """
   mesh = distributed.data_mesh(num_devices)
   whole, divided = distributed.replicated(mesh), distributed.batched(mesh)
-  model, optimizer, _ = programs.build(
-      config, programs.numbers_of(config), 3, 1000
+  model, optimizer, _ = build.build(
+      config, build.numbers_of(config), 3, 1000
   )
   shape = (config.batch_size, image_size, image_size, 3)
   init = functools.partial(

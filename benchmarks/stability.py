@@ -25,11 +25,11 @@ import jax
 import numpy as np
 import timing
 
-from gmvq_jax import autoencoder
-from gmvq_jax import encoding
-from gmvq_jax import posterior
-from gmvq_jax import progress
-from gmvq_jax import tokenizer as tokenizer_lib
+from gmvq_jax.nn import autoencoder
+from gmvq_jax.tokenizer import encode as encode_lib
+from gmvq_jax.ops import posterior
+from gmvq_jax.runtime import progress
+from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _INPUT = flags.DEFINE_string('input', 'cifar10:test', 'The images.')
@@ -63,7 +63,7 @@ def _write_codes(path):
   codes = {}
   for dtype, sizes in _BATCHES.items():
     tokenizer = _tokenizer(dtype)
-    images = encoding.load_images(tokenizer, _INPUT.value).images[:]
+    images = encode_lib.load_images(tokenizer, _INPUT.value).images[:]
     for size in sizes:
       codes[f'{dtype} {size}'] = _in_batches(tokenizer.encode, images, size)
     if jax.device_count() == 1 and dtype == 'float32':
@@ -82,7 +82,7 @@ def _margins():
   quantizer = tokenizer.stored.config.quantizer
   if not quantizer.name.startswith('gmvq'):
     return None
-  images = encoding.load_images(tokenizer, _INPUT.value).images
+  images = encode_lib.load_images(tokenizer, _INPUT.value).images
   variables = jax.device_get(tokenizer.variables)
 
   @jax.jit

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import timing
 
-from gmvq_jax import experiment
+from gmvq_jax.training import experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _OUTPUT = flags.DEFINE_string('output', '', 'Where to write the result.')

@@ -19,9 +19,9 @@ from absl import flags
 import numpy as np
 import timing
 
-from gmvq_jax import encoding
-from gmvq_jax import progress
-from gmvq_jax import tokenizer as tokenizer_lib
+from gmvq_jax.tokenizer import encode
+from gmvq_jax.runtime import progress
+from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _FOLDER = flags.DEFINE_string('folder', None, 'For files.', required=True)
@@ -71,11 +71,11 @@ def _write_array(path, images):
 
 
 def _encode(tokenizer, name, folder):
-  loaded = encoding.load_images(tokenizer, name)
+  loaded = encode.load_images(tokenizer, name)
   watched = _Watched(loaded.images)
   before = _memory()
   with tempfile.TemporaryDirectory(dir=folder) as output:
-    summary = encoding.encode(
+    summary = encode.encode(
         tokenizer, loaded._replace(images=watched), output
     )
   return {
@@ -106,7 +106,7 @@ def _main(_):
   result = {'hardware': timing.hardware(), 'mebibytes_allowed': _limit()}
   with tempfile.TemporaryDirectory(dir=_FOLDER.value) as folder:
     array = f'{folder}/images.npy'
-    images = encoding.load_images(tokenizer, _INPUT.value).images
+    images = encode.load_images(tokenizer, _INPUT.value).images
     _write_array(array, images)
     result['array'] = _encode(tokenizer, f'array:{array}', folder)
     result[_INPUT.value] = _encode(tokenizer, _INPUT.value, folder)

@@ -18,7 +18,7 @@ import peer
 import timing
 import torch
 
-from gmvq_jax import experiment
+from gmvq_jax.training import experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _OUTPUT = flags.DEFINE_string('output', '', 'Where to write the result.')

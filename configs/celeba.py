@@ -13,7 +13,7 @@ is 636 steps, the whole run 63,582.
 
 from ml_collections import ConfigDict
 
-from gmvq_jax import config as config_lib
+from gmvq_jax.training import config as config_lib
 
 METHODS = config_lib.METHODS
 

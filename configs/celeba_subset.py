@@ -10,8 +10,8 @@ research only.
 
 from ml_collections import ConfigDict
 
-from gmvq_jax import config as config_lib
-from gmvq_jax import named_configs
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.training import named_configs
 
 METHODS = config_lib.METHODS
 

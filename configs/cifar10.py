@@ -9,7 +9,7 @@
 
 from ml_collections import ConfigDict
 
-from gmvq_jax import config as config_lib
+from gmvq_jax.training import config as config_lib
 
 METHODS = config_lib.METHODS
 

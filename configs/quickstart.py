@@ -7,7 +7,7 @@ Needs no data set and no GPU: a few minutes on two CPU cores.
 
 from ml_collections import ConfigDict
 
-from gmvq_jax import config as config_lib
+from gmvq_jax.training import config as config_lib
 
 
 def get_config() -> ConfigDict:

@@ -9,8 +9,8 @@ holds what is compared, and what is searched for.
 
 from ml_collections import ConfigDict
 
-from gmvq_jax import config as config_lib
-from gmvq_jax import named_configs
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.training import named_configs
 
 _LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 import gmvq_jax
-from gmvq_jax import schedules
+from gmvq_jax.training import schedules
 
 _ONLY = flags.DEFINE_string('only', '', 'Cases with this in their name.')
 _STEPS = flags.DEFINE_integer('steps', 600, 'Of training.', lower_bound=1)

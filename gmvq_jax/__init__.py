@@ -2,27 +2,27 @@
 
 from typing import Any
 
-from gmvq_jax import bounds
-from gmvq_jax import mixture
-from gmvq_jax.albo import Albo
-from gmvq_jax.albo import albo
-from gmvq_jax.albo import kl_to_uniform
-from gmvq_jax.albo import latent_aggregated
-from gmvq_jax.albo import latent_coupled
-from gmvq_jax.albo import latent_expected
-from gmvq_jax.albo import perplexity
-from gmvq_jax.codebook import code_counts
-from gmvq_jax.codebook import kmeans
-from gmvq_jax.codebook import nearest_codes
-from gmvq_jax.linen import VectorQuantizer
-from gmvq_jax.posterior import Latents
-from gmvq_jax.posterior import aggregated_posterior
-from gmvq_jax.posterior import component_variance
-from gmvq_jax.posterior import gumbel_softmax
-from gmvq_jax.posterior import log_posterior
-from gmvq_jax.posterior import most_probable_latents
-from gmvq_jax.posterior import posterior_entropy
-from gmvq_jax.posterior import sample_latents
+from gmvq_jax.ops import bounds
+from gmvq_jax.ops import mixture
+from gmvq_jax.ops.albo import Albo
+from gmvq_jax.ops.albo import albo
+from gmvq_jax.ops.albo import kl_to_uniform
+from gmvq_jax.ops.albo import latent_aggregated
+from gmvq_jax.ops.albo import latent_coupled
+from gmvq_jax.ops.albo import latent_expected
+from gmvq_jax.ops.albo import perplexity
+from gmvq_jax.ops.clustering import code_counts
+from gmvq_jax.ops.clustering import kmeans
+from gmvq_jax.ops.clustering import nearest_codes
+from gmvq_jax.nn.vector_quantizer import VectorQuantizer
+from gmvq_jax.ops.posterior import Latents
+from gmvq_jax.ops.posterior import aggregated_posterior
+from gmvq_jax.ops.posterior import component_variance
+from gmvq_jax.ops.posterior import gumbel_softmax
+from gmvq_jax.ops.posterior import log_posterior
+from gmvq_jax.ops.posterior import most_probable_latents
+from gmvq_jax.ops.posterior import posterior_entropy
+from gmvq_jax.ops.posterior import sample_latents
 from gmvq_jax.quantizers import Quantized
 from gmvq_jax.quantizers import Quantizer
 from gmvq_jax.quantizers import bsq
@@ -100,11 +100,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
   """Imports what reads and writes files when it is used."""
   if name == 'Tokenizer':
-    from gmvq_jax.tokenizer import Tokenizer
+    from gmvq_jax.tokenizer.tokenizer import Tokenizer
 
     return Tokenizer
   if name == 'codes':
-    import gmvq_jax.codes as codes
+    import gmvq_jax.tokenizer.code_files as codes
 
     return codes
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -8,10 +8,10 @@ r"""The command line.
 from absl import flags
 from ml_collections import config_flags
 
-from gmvq_jax import command_line
-from gmvq_jax import distributed
-from gmvq_jax import errors
-from gmvq_jax import modes
+from gmvq_jax.training import command_line
+from gmvq_jax.runtime import distributed
+from gmvq_jax.runtime import errors
+from gmvq_jax import commands
 
 _DISTRIBUTED = flags.DEFINE_boolean(
     'distributed', False, 'This is one of several processes; launchers set it.'
@@ -19,8 +19,8 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    list(modes.MODES),
-    '; '.join(f'{name}: {mode.help}' for name, mode in modes.MODES.items()),
+    list(commands.MODES),
+    '; '.join(f'{name}: {mode.help}' for name, mode in commands.MODES.items()),
 )
 _OPTIONS = (
     config_flags.DEFINE_config_file(
@@ -87,11 +87,11 @@ def main(argv: list[str]) -> None:
   """Dispatches to the mode."""
   if len(argv) > 1:
     raise errors.UserError(f'{argv[1]!r}: unexpected; flags begin with --')
-  options = modes.Options(**{flag.name: flag.value for flag in _OPTIONS})
-  modes.check(_MODE.value, options)
+  options = commands.Options(**{flag.name: flag.value for flag in _OPTIONS})
+  commands.check(_MODE.value, options)
   if _DISTRIBUTED.value:
     distributed.initialize()
-  modes.MODES[_MODE.value].run(options)
+  commands.MODES[_MODE.value].run(options)
 
 
 if __name__ == '__main__':

@@ -109,7 +109,7 @@ def trained(tmp_path_factory, photographs):
   """
   import tiny
 
-  from gmvq_jax import train
+  from gmvq_jax.training import trainer
 
   shared = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -121,5 +121,5 @@ def trained(tmp_path_factory, photographs):
       path.mkdir()
       name = tiny.save_images(path, photographs)
       fields = {'quantizer__num_codes': 24, 'network__decoder_blocks': 1}
-      train.run(tiny.config(name, **fields), str(path / 'run'), test=False)
+      trainer.run(tiny.config(name, **fields), str(path / 'run'), test=False)
   return path / 'run', photographs[540:600]

@@ -13,11 +13,11 @@ import time
 from absl import flags as absl_flags
 import jax
 
-from gmvq_jax import command_line
-from gmvq_jax import errors
-from gmvq_jax import experiment
+from gmvq_jax.training import command_line
+from gmvq_jax.runtime import errors
+from gmvq_jax.training import experiment
 from gmvq_jax import main as main_lib
-from gmvq_jax import train
+from gmvq_jax.training import trainer
 
 FLAGS = absl_flags.FLAGS
 
@@ -64,7 +64,7 @@ def main(workdir, *flags):
   config = FLAGS.config.copy_and_resolve_references()
   config.batch_size = 3
   try:
-    train.run(config, f'{workdir}/mistake')
+    trainer.run(config, f'{workdir}/mistake')
   except errors.UserError as error:
     print(f'mistake: {error}', flush=True)
   restore = send_signal(signal.SIGTERM, 1)

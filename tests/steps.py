@@ -13,11 +13,11 @@ import numpy as np
 import optax
 import tiny
 
-from gmvq_jax import config as config_lib
-from gmvq_jax import distributed
-from gmvq_jax import programs
-from gmvq_jax import schedules
-from gmvq_jax import train_step
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.runtime import distributed
+from gmvq_jax.training import build
+from gmvq_jax.training import schedules
+from gmvq_jax.training import train_step
 
 # Names of methods or of `compositions.EXAMPLES`, and fields of the quantizer.
 METHODS = {
@@ -153,8 +153,8 @@ def _build(method, dtype):
   for field, value in (sizes | METHODS[method]).items():
     if field in config.quantizer:
       config.quantizer[field] = value
-  numbers = programs.numbers_of(config)
-  model, optimizer, _ = programs.build(config, numbers, 3, _STEPS)
+  numbers = build.numbers_of(config)
+  model, optimizer, _ = build.build(config, numbers, 3, _STEPS)
   if composed:
     assert composed.heads == model.quantizer.heads
     model = model._replace(quantizer=composed)

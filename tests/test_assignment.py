@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from gmvq_jax import assignment
-from gmvq_jax import noise
+from gmvq_jax.ops import soft_assignment
+from gmvq_jax.ops import counter_rng
 from gmvq_jax import quantizers
 
 SEED = 7
@@ -64,7 +64,7 @@ def assign(queries, keys, values, weights, temperature, *, kind, **kwargs):
   """Assigns positions by their queries."""
 
   def of_rows(plan, params, queries, weights, seeds):
-    assigned = assignment.assign(
+    assigned = soft_assignment.assign(
         plan,
         queries,
         params['keys'],
@@ -77,7 +77,7 @@ def assign(queries, keys, values, weights, temperature, *, kind, **kwargs):
     results = assigned._asdict()
     return results.pop('posterior'), results
 
-  q_c, results = assignment.map_positions(
+  q_c, results = soft_assignment.map_positions(
       of_rows,
       {'keys': keys, 'values': values, 'temperature': temperature},
       queries,
@@ -116,10 +116,10 @@ class Differentiated(NamedTuple):
 @pytest.fixture
 def run(monkeypatch):
   """Runs a program in tiles of a few rows, and of a few codes from 41 on."""
-  monkeypatch.setattr(assignment, '_TILE', {'cpu': 100})
-  monkeypatch.setattr(assignment, '_MIN_ROWS', 4)
-  monkeypatch.setattr(assignment, '_MAX_TILE', 160)
-  monkeypatch.setattr(assignment, '_MAX_CODES', 16)
+  monkeypatch.setattr(soft_assignment, '_TILE', {'cpu': 100})
+  monkeypatch.setattr(soft_assignment, '_MIN_ROWS', 4)
+  monkeypatch.setattr(soft_assignment, '_MAX_TILE', 160)
+  monkeypatch.setattr(soft_assignment, '_MAX_CODES', 16)
 
   def run(method, kind, arrays, temperature):
     temperature = np.asarray(temperature, arrays[0].dtype)
@@ -145,8 +145,8 @@ def gumbel():
   num_rows = max(int(np.prod(shape)) for shape in SHAPES)
 
   def sample():
-    seeds = noise.row_seeds(jax.random.key(SEED), num_rows)
-    return noise.gumbel(seeds, max(NUM_CODES), dtype=jnp.float64)
+    seeds = counter_rng.row_seeds(jax.random.key(SEED), num_rows)
+    return counter_rng.gumbel(seeds, max(NUM_CODES), dtype=jnp.float64)
 
   return np.asarray(jax.jit(sample)())
 
@@ -308,8 +308,8 @@ def compiled_gradient(name, method, num_codes, max_codes=None):
   )
   with pytest.MonkeyPatch.context() as patch:
     if max_codes:
-      patch.setattr(assignment, '_MAX_TILE', 2**15)
-      patch.setattr(assignment, '_MAX_CODES', max_codes)
+      patch.setattr(soft_assignment, '_MAX_TILE', 2**15)
+      patch.setattr(soft_assignment, '_MAX_CODES', max_codes)
     return gradient.lower(params, h, key).compile()
 
 
@@ -363,22 +363,22 @@ def collectives(text):
 
 
 def test_auto_is_tiled_for_large_ones(monkeypatch):
-  monkeypatch.setattr(assignment, '_LARGE', 1000)
-  assert assignment.plan('auto', 9, 111).rows is None
-  assert assignment.plan('auto', 10, 111).rows is not None
+  monkeypatch.setattr(soft_assignment, '_LARGE', 1000)
+  assert soft_assignment.plan('auto', 9, 111).rows is None
+  assert soft_assignment.plan('auto', 10, 111).rows is not None
 
 
 def test_a_tile_holds_few_rows_and_few_codes():
-  assert assignment.plan('plain', 2**20, 2**20).rows is None
+  assert soft_assignment.plan('plain', 2**20, 2**20).rows is None
   for num_codes in (3, 1024, 65_536, 2**20, 2**20 + 1):
-    plan = assignment.plan('tiled', 2**20, num_codes)
+    plan = soft_assignment.plan('tiled', 2**20, num_codes)
     assert plan.rows * plan.codes * plan.shards <= 2**22
     assert plan.rows >= 64
     assert plan.codes <= num_codes
     assert plan.shards == 8
-    whole = assignment.plan('tiled', 2**20, num_codes, whole=True)
+    whole = soft_assignment.plan('tiled', 2**20, num_codes, whole=True)
     assert whole.codes == num_codes
     assert whole.rows * whole.codes * whole.shards <= max(2**22, 8 * num_codes)
-  assert assignment.plan('tiled', 0, 1024).rows is None
-  assert assignment.plan('tiled', 2**20 + 1, 1024).shards == 1
-  assert assignment.plan('tiled', 2**20, 1024, 'devices').shards == 1
+  assert soft_assignment.plan('tiled', 0, 1024).rows is None
+  assert soft_assignment.plan('tiled', 2**20 + 1, 1024).shards == 1
+  assert soft_assignment.plan('tiled', 2**20, 1024, 'devices').shards == 1

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import gmvq_jax
-from gmvq_jax import autoencoder
-from gmvq_jax import networks
+from gmvq_jax.nn import autoencoder
+from gmvq_jax.nn import networks
 
 
 def small_model(depth=None):

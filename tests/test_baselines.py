@@ -12,7 +12,7 @@ import optax
 import pytest
 import reference
 
-from gmvq_jax import distributed
+from gmvq_jax.runtime import distributed
 from gmvq_jax import quantizers
 
 C, L = 12, 3

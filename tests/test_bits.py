@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from gmvq_jax import bits
+from gmvq_jax.ops import bits
 
 
 @pytest.mark.parametrize(

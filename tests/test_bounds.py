@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmvq_jax import bounds
-from gmvq_jax import mixture
-from gmvq_jax import posterior
+from gmvq_jax.ops import bounds
+from gmvq_jax.ops import mixture
+from gmvq_jax.ops import posterior
 
 OBSERVATION, LATENT = 0.3, 0.5
 

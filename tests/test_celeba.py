@@ -12,13 +12,13 @@ from PIL import Image
 import pytest
 import tfds_files
 
-from gmvq_jax import config as config_lib
+from gmvq_jax.training import config as config_lib
 from gmvq_jax import data
-from gmvq_jax import distributed
-from gmvq_jax import errors
-from gmvq_jax import named_configs
-from gmvq_jax import programs
-from gmvq_jax.data import sources
+from gmvq_jax.runtime import distributed
+from gmvq_jax.runtime import errors
+from gmvq_jax.training import named_configs
+from gmvq_jax.training import build
+from gmvq_jax.data import images as images_lib
 
 NAMES = sorted(path.stem for path in pathlib.Path('configs').glob('*.py'))
 SPLITS = {'train': 9, 'validation': 4, 'test': 4}
@@ -93,7 +93,7 @@ def test_the_grid_of_latents(name, downsamplings, side):
   assert config.network.num_downsamplings == 2
   config.network.num_downsamplings = downsamplings
   config_lib.validate_data(config, (128, 128, 3), 4000, num_devices=1)
-  model = programs.build_model(config, programs.numbers_of(config), 3)
+  model = build.build_model(config, build.numbers_of(config), 3)
 
   def reconstruct(key):
     images = jnp.zeros((2, 128, 128, 3))
@@ -199,10 +199,10 @@ def test_batches_are_the_same_whatever_the_cores(prepared, monkeypatch):
   fields = data_fields('celeba', keep='stream')
   made = []
   for cores in (1, 2, 3, 16):
-    monkeypatch.setattr(sources, '_cores', lambda cores=cores: cores)
-    sources._pool.cache_clear()
+    monkeypatch.setattr(images_lib, '_cores', lambda cores=cores: cores)
+    images_lib._pool.cache_clear()
     made.append(take(fields, 8, 4))
-  sources._pool.cache_clear()
+  images_lib._pool.cache_clear()
   for other in made[1:]:
     np.testing.assert_array_equal(made[0], other)
 
@@ -260,7 +260,7 @@ def test_a_wrong_directory_is_named(name, folder, tmp_path, monkeypatch):
 def test_threads_keep_the_order():
   for count in (0, 1, 2, 5, 1000):
     items = list(range(count))
-    assert sources.in_threads(str, items) == [str(i) for i in items]
+    assert images_lib.in_threads(str, items) == [str(i) for i in items]
 
 
 def test_what_a_thread_raises_is_raised():
@@ -268,8 +268,8 @@ def test_what_a_thread_raises_is_raised():
     return 1 / x
 
   with pytest.raises(ZeroDivisionError):
-    sources.in_threads(invert, [2, 1, 0, 1])
-  assert sources.in_threads(invert, [2, 1]) == [0.5, 1.0]
+    images_lib.in_threads(invert, [2, 1, 0, 1])
+  assert images_lib.in_threads(invert, [2, 1]) == [0.5, 1.0]
 
 
 # What is published.

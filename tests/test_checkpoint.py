@@ -10,9 +10,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from gmvq_jax import checkpoint
-from gmvq_jax import distributed
-from gmvq_jax import errors
+from gmvq_jax.training import checkpoint
+from gmvq_jax.runtime import distributed
+from gmvq_jax.runtime import errors
 
 
 def state(value):

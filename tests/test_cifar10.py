@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gmvq_jax import train
+from gmvq_jax.training import trainer
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs import cifar10  # noqa: E402
@@ -27,7 +27,7 @@ def test_600_steps(tmp_path):
   config.num_steps = 600
   config.batch_size = 128
   config.learning_rate = 3e-3
-  summary = train.run(config, str(tmp_path / 'run'))
+  summary = trainer.run(config, str(tmp_path / 'run'))
   assert summary['mse'] < 6.4e-3
   assert summary['perplexity'] > 500
   assert summary['ssim'] > 0.7

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from gmvq_jax import data
-from gmvq_jax import errors
-from gmvq_jax.data import cifar10
+from gmvq_jax.runtime import errors
+from gmvq_jax.data.sources import cifar10
 
 PER_FILE = 4
 NUM_TRAIN, NUM_TEST = 5 * PER_FILE, PER_FILE

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import gmvq_jax
-from gmvq_jax import assignment
-from gmvq_jax import codebook
-from gmvq_jax import distributed
+from gmvq_jax.ops import soft_assignment
+from gmvq_jax.ops import clustering
+from gmvq_jax.runtime import distributed
 
 nearest_codes = jax.jit(gmvq_jax.nearest_codes)
 
@@ -114,7 +114,7 @@ def test_an_empty_cluster_moves_to_the_worst_represented_point():
   points = np.float32([[0.0], [0.2], [3.0], [5.0], [99.0]])
   weights = np.float32([1.0, 1.0, 1.0, 1.0, 0.0])
   moved = np.asarray(
-      codebook.lloyd(points, weights, np.zeros((3, 1), np.float32))
+      clustering.lloyd(points, weights, np.zeros((3, 1), np.float32))
   )
   np.testing.assert_allclose(moved[:, 0], [8.2 / 4, 5.0, 3.0], rtol=1e-6)
 
@@ -208,13 +208,13 @@ def test_many_distances_are_searched_in_parts(
   points = rng.normal(size=(7, 31, 4)).astype(np.float32)
   rows = rng.normal(size=(num_codes, 4)).astype(np.float32)
   rows[num_codes // 2 :] = rows[: -(num_codes // 2)]
-  monkeypatch.setattr(assignment, '_LARGE', 1)
-  monkeypatch.setattr(assignment, '_TILE', {'cpu': tile})
-  monkeypatch.setattr(assignment, '_MIN_ROWS', 3)
-  monkeypatch.setattr(assignment, '_MAX_TILE', 3 * max_codes)
-  monkeypatch.setattr(assignment, '_MAX_CODES', max_codes)
+  monkeypatch.setattr(soft_assignment, '_LARGE', 1)
+  monkeypatch.setattr(soft_assignment, '_TILE', {'cpu': tile})
+  monkeypatch.setattr(soft_assignment, '_MIN_ROWS', 3)
+  monkeypatch.setattr(soft_assignment, '_MAX_TILE', 3 * max_codes)
+  monkeypatch.setattr(soft_assignment, '_MAX_CODES', max_codes)
   # Not jitted before, in tiles of another size.
-  codes = jax.jit(lambda *arrays: codebook.nearest_codes(*arrays))(points, rows)
+  codes = jax.jit(lambda *arrays: clustering.nearest_codes(*arrays))(points, rows)
   np.testing.assert_array_equal(codes, distances(points, rows).argmin(-1))
 
 
@@ -225,7 +225,7 @@ def test_the_search_holds_little_and_sends_nothing():
   )
   compiled = (
       jax.jit(
-          codebook.nearest_codes,
+          clustering.nearest_codes,
           in_shardings=(divided, whole),
           out_shardings=divided,
       )

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import gmvq_jax
-from gmvq_jax import codes as codes_lib
-from gmvq_jax import errors
+from gmvq_jax.tokenizer import code_files
+from gmvq_jax.runtime import errors
 
 NAMES = [f'räume/{i}.png' for i in range(7)]
 
 
 def described(**fields):
-  known = codes_lib.Description(
+  known = code_files.Description(
       tokenizer='abc', num_codes=300, grid=(2, 3), image_shape=(8, 12, 3),
       bits=9, count=7, images='some', identity='x', shard_size=3,
   )  # fmt: skip
@@ -32,15 +32,15 @@ def write(path, codes, **fields):
   """Writes codes in one of the two forms, and returns where they are."""
   description = described(**fields)
   if path.suffix == '.npz':
-    codes_lib.write_npz(path, description, NAMES, codes)
+    code_files.write_npz(path, description, NAMES, codes)
     return path
   path.mkdir()
-  codes_lib.write_description(path, description)
+  code_files.write_description(path, description)
   for shard in range(description.num_shards):
     part = slice(
         shard * description.shard_size, (shard + 1) * description.shard_size
     )
-    codes_lib.write_shard(path, description, shard, NAMES[part], codes[part])
+    code_files.write_shard(path, description, shard, NAMES[part], codes[part])
   return path
 
 
@@ -70,7 +70,7 @@ def test_what_is_written_is_read(tmp_path, codes, name, bits):
 
 
 def test_several_at_once(path, codes):
-  opened = codes_lib.open(path)
+  opened = code_files.open(path)
   names, grids = opened[2:6]
   assert names == NAMES[2:6]
   np.testing.assert_array_equal(grids, codes[2:6])
@@ -89,7 +89,7 @@ def test_small_sets_are_plain_arrays(tmp_path, codes):
 
 
 def test_an_index_beyond_the_last_is_an_error(path):
-  opened = codes_lib.open(path)
+  opened = code_files.open(path)
   for index in (7, -8):
     with pytest.raises(IndexError):
       opened[index]
@@ -122,7 +122,7 @@ def test_a_record_is_as_documented(tmp_path, codes):
 
 
 def test_grain_reads_them_in_any_order_and_process(path, codes):
-  opened = codes_lib.open(path)
+  opened = code_files.open(path)
   again = pickle.loads(pickle.dumps(opened))
   np.testing.assert_array_equal(again[5][1], codes[5])
   dataset = grain.MapDataset.source(opened).seed(0).shuffle().repeat(2)
@@ -142,11 +142,11 @@ def message_of(function, *args):
 
 def test_paths_without_codes(tmp_path, codes):
   for name in ('none', 'none.npz'):
-    assert name in message_of(codes_lib.open, tmp_path / name)
-  assert 'no codes.json' in message_of(codes_lib.open, tmp_path)
+    assert name in message_of(code_files.open, tmp_path / name)
+  assert 'no codes.json' in message_of(code_files.open, tmp_path)
   folder = write(tmp_path / 'folder', codes)
   (folder / 'codes-00001-of-00003.array_record').unlink()
-  assert 'codes-00001-of-00003' in message_of(codes_lib.open, folder)
+  assert 'codes-00001-of-00003' in message_of(code_files.open, folder)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_paths_without_codes(tmp_path, codes):
 def test_damaged_descriptions(tmp_path, codes, content):
   folder = write(tmp_path / 'folder', codes)
   (folder / 'codes.json').write_text(content)
-  assert 'codes.json' in message_of(codes_lib.open, folder)
+  assert 'codes.json' in message_of(code_files.open, folder)
 
 
 @pytest.mark.parametrize('kind', ['shortened', 'flipped', 'emptied', 'swapped'])
@@ -182,7 +182,7 @@ def test_damaged_files(tmp_path, codes, kind):
   file.write_bytes(bytes(content))
 
   def read():
-    return list(codes_lib.open(folder))
+    return list(code_files.open(folder))
 
   message = message_of(read)
   assert f'{file}: is damaged' in message
@@ -192,7 +192,7 @@ def test_damaged_files(tmp_path, codes, kind):
 def test_codes_beyond_the_description_are_refused(tmp_path, codes):
   codes[2, 1, 1] = 301
   folder = write(tmp_path / 'folder', codes)
-  opened = codes_lib.open(folder)
+  opened = code_files.open(folder)
   opened[0]
   assert '301' in message_of(lambda: opened[2])
 
@@ -201,28 +201,28 @@ def test_codes_beyond_the_description_are_refused(tmp_path, codes):
 def test_damaged_npz(tmp_path, content):
   path = tmp_path / 'codes.npz'
   path.write_bytes(content)
-  assert 'cannot be read as codes' in message_of(codes_lib.open, path)
+  assert 'cannot be read as codes' in message_of(code_files.open, path)
   np.savez(path, names=NAMES, codes=np.zeros((7, 7), np.uint8))
-  assert 'cannot be read as codes' in message_of(codes_lib.open, path)
+  assert 'cannot be read as codes' in message_of(code_files.open, path)
 
 
 def test_npz_of_another_length(tmp_path, codes):
   path = tmp_path / 'codes.npz'
-  codes_lib.write_npz(path, described(count=8), NAMES, codes)
-  assert '(8,2,3)' in message_of(codes_lib.open, path)
+  code_files.write_npz(path, described(count=8), NAMES, codes)
+  assert '(8,2,3)' in message_of(code_files.open, path)
 
 
 def test_a_description_of_too_many_files_is_refused_at_once(tmp_path, codes):
   folder = write(tmp_path / 'folder', codes)
-  codes_lib.write_description(folder, described(count=10**12, shard_size=1))
-  assert 'is not there' in message_of(codes_lib.open, folder)
+  code_files.write_description(folder, described(count=10**12, shard_size=1))
+  assert 'is not there' in message_of(code_files.open, folder)
 
 
 def test_a_small_set_replaces_no_file(tmp_path, codes):
   path = write(tmp_path / 'codes.npz', codes)
   before = path.read_bytes()
   message = message_of(
-      codes_lib.write_npz, path, described(), NAMES, codes[::-1]
+      code_files.write_npz, path, described(), NAMES, codes[::-1]
   )
   assert 'is there already' in message
   assert path.read_bytes() == before
@@ -236,17 +236,17 @@ def test_nothing_is_left_of_a_failed_write(tmp_path, codes, monkeypatch):
   def fail(*_):
     raise OSError('No space left on device')
 
-  monkeypatch.setattr(codes_lib.os, 'replace', fail)
-  monkeypatch.setattr(codes_lib.os, 'link', fail)
+  monkeypatch.setattr(code_files.os, 'replace', fail)
+  monkeypatch.setattr(code_files.os, 'link', fail)
   with pytest.raises(OSError, match='No space'):
-    codes_lib.write_shard(folder, described(), 0, NAMES[:3], codes[:3])
+    code_files.write_shard(folder, described(), 0, NAMES[:3], codes[:3])
   with pytest.raises(OSError, match='No space'):
-    codes_lib.write_npz(folder / 'x.npz', described(), NAMES, codes)
+    code_files.write_npz(folder / 'x.npz', described(), NAMES, codes)
   assert sorted(folder.iterdir()) == before
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(codes):
   with pytest.raises(OSError, match='/nowhere.*cannot be written'):
-    codes_lib.write_shard(
+    code_files.write_shard(
         pathlib.Path('/nowhere'), described(), 0, NAMES[:3], codes[:3]
     )

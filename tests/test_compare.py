@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import tiny
 
-from gmvq_jax import charts
-from gmvq_jax import compare
-from gmvq_jax import errors
-from gmvq_jax import programs
-from gmvq_jax import report
-from gmvq_jax import table
-from gmvq_jax import train
+from gmvq_jax.reporting import charts
+from gmvq_jax.experiments import comparison
+from gmvq_jax.runtime import errors
+from gmvq_jax.training import build
+from gmvq_jax.reporting import pages
+from gmvq_jax.experiments import comparison_table
+from gmvq_jax.training import trainer
 
 
 @pytest.fixture(autouse=True)
 def no_pages(monkeypatch):
   """Leaves the report of each run empty: its charts take seconds."""
-  monkeypatch.setattr(report, 'render', lambda contents: '')
+  monkeypatch.setattr(pages, 'render', lambda contents: '')
 
 
 @pytest.fixture
@@ -40,20 +40,20 @@ def config(tmp_path, photographs):
 def test_a_comparison_from_start_to_end(config, tmp_path, monkeypatch):
   """Every method by every seed, once, on one copy of the data."""
   configs = []
-  run = train.run
+  run = trainer.run
 
   def spy(config, workdir, *, loaded, test=True):
     configs.append((ConfigDict(config.to_dict()), workdir, test))
     return run(config, workdir, loaded=loaded, test=test)
 
-  monkeypatch.setattr(train, 'run', spy)
-  programs._programs.cache_clear()
-  results = compare.compare(config, str(tmp_path / 'table'), 'the command')
+  monkeypatch.setattr(trainer, 'run', spy)
+  build._programs.cache_clear()
+  results = comparison.compare(config, str(tmp_path / 'table'), 'the command')
   assert [(r['method'], r['seed']) for r in results['runs']] == [
       (m, s) for m in config.compare.methods for s in (0, 1)
   ]
   # As many programs as methods: trials of the same length have no others.
-  assert programs._programs.cache_info().misses == 2
+  assert build._programs.cache_info().misses == 2
   trials = results['searches']['vqvae']
   assert len(trials) == 2
   assert trials[0]['fields'] == {
@@ -81,7 +81,7 @@ def test_a_comparison_from_start_to_end(config, tmp_path, monkeypatch):
   count = len(configs)
   with monkeypatch.context() as patch:
     patch.setattr(charts, '_svg', lambda figure: '')  # It takes seconds.
-    again = compare.compare(config, str(tmp_path / 'table'), 'another command')
+    again = comparison.compare(config, str(tmp_path / 'table'), 'another command')
   assert [r['metrics'] for r in again['runs']] == [
       r['metrics'] for r in results['runs']
   ]
@@ -100,20 +100,20 @@ def test_a_comparison_from_start_to_end(config, tmp_path, monkeypatch):
 def test_a_run_that_diverges_is_a_row_and_stops_no_other(
     config, tmp_path, monkeypatch
 ):
-  run = train.run
+  run = trainer.run
 
   def diverges(config, workdir, *, loaded, test=True):
     if config.seed == 1:
       raise errors.DivergedError('step 3: loss is nan')
     return run(config, workdir, loaded=loaded, test=test)
 
-  monkeypatch.setattr(train, 'run', diverges)
+  monkeypatch.setattr(trainer, 'run', diverges)
   config.compare.methods = ('frozen',)
   config.compare.seeds = (1, 0)
   config.compare.spaces = ConfigDict()
-  results = compare.compare(config, str(tmp_path / 'table'))
+  results = comparison.compare(config, str(tmp_path / 'table'))
   assert [bool(r['failure']) for r in results['runs']] == [True, False]
-  (row,) = [r for r in table.rows_of(results) if r.name == 'frozen']
+  (row,) = [r for r in comparison_table.rows_of(results) if r.name == 'frozen']
   assert row.notes[0] == '1 of 2 runs diverged'
 
 
@@ -136,7 +136,7 @@ def test_rows_are_ranked_by_mse_and_say_what_they_lose_to():
           'gaussian': {'mse': 0.002}, 'kmeans': {'mse': 0.007}, 'bits': 640,
       },
   }  # fmt: skip
-  rows = table.rows_of(results)
+  rows = comparison_table.rows_of(results)
   assert [row.name for row in rows] == [
       'Gaussian rate-distortion', 'gmvq', 'k-means on patches',
       'frozen', 'vqvae',
@@ -151,7 +151,7 @@ def test_rows_are_ranked_by_mse_and_say_what_they_lose_to():
   ]
   assert by_name['frozen'].notes == ['loses to k-means on patches']
   assert by_name['gmvq'].paper.mse == 3.13
-  lines = table.markdown(results).splitlines()
+  lines = comparison_table.markdown(results).splitlines()
   assert '5.00 ± 1.4' in lines[3]
   assert '3.13, 731.9' in lines[3]
   assert lines[-1] == (
@@ -171,7 +171,7 @@ def test_the_margin_over_vqvae_is_stated(rival, verdict):
       record('vqvae', 0, rival), record('vqvae', 1, None),
   ]  # fmt: skip
   runs[-1]['failure'] = 'diverged'
-  (sentence,) = table.margins({'runs': runs})
+  (sentence,) = comparison_table.margins({'runs': runs})
   assert sentence.endswith(f'; {verdict}.')
 
 
@@ -188,11 +188,11 @@ def test_a_mistake_is_one_line(config, tmp_path, change, message):
     if 'spaces' in change:
       config.compare.spaces = ConfigDict(change['spaces'])
   with pytest.raises(errors.UserError, match=message) as caught:
-    compare.compare(config, str(tmp_path / 'table'))
+    comparison.compare(config, str(tmp_path / 'table'))
   assert '\n' not in str(caught.value)
 
 
 def test_a_configuration_of_one_run_is_none_of_a_comparison(config, tmp_path):
   del config['compare']
   with pytest.raises(errors.UserError, match='config.compare is missing'):
-    compare.compare(config, str(tmp_path / 'table'))
+    comparison.compare(config, str(tmp_path / 'table'))

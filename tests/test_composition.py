@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmvq_jax import distributed
+from gmvq_jax.runtime import distributed
 from gmvq_jax import quantizers
 
 C, L = 12, 4

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 import pytest
 import tiny
 
-from gmvq_jax import config as config_lib
-from gmvq_jax import errors
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.runtime import errors
 
 CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
 

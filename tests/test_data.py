@@ -11,7 +11,7 @@ import pytest
 import tfds_files
 
 from gmvq_jax import data
-from gmvq_jax import errors
+from gmvq_jax.runtime import errors
 from gmvq_jax.data import loading
 
 KEEPS = ('device', 'memory', 'stream')

@@ -7,10 +7,10 @@ from PIL import Image
 import pytest
 
 import gmvq_jax
-from gmvq_jax import codes as codes_lib
-from gmvq_jax import decoding
-from gmvq_jax import encoding
-from gmvq_jax import errors
+from gmvq_jax.tokenizer import code_files
+from gmvq_jax.tokenizer import decode
+from gmvq_jax.tokenizer import encode
+from gmvq_jax.runtime import errors
 
 
 @pytest.fixture(scope='module')
@@ -21,7 +21,7 @@ def tokenizer(trained):
 @pytest.fixture
 def loaded(tokenizer, trained, tmp_path):
   np.save(tmp_path / 'images.npy', trained[1])
-  return encoding.load_images(tokenizer, f'array:{tmp_path}/images.npy')
+  return encode.load_images(tokenizer, f'array:{tmp_path}/images.npy')
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def message_of(function, *args, **kwargs):
 
 @pytest.fixture
 def codes(tokenizer, loaded, tmp_path):
-  encoding.encode(tokenizer, loaded, str(tmp_path / 'encoded'))
-  return codes_lib.open(tmp_path / 'encoded')
+  encode.encode(tokenizer, loaded, str(tmp_path / 'encoded'))
+  return code_files.open(tmp_path / 'encoded')
 
 
 def test_decoded_files_are_the_images(tokenizer, images, codes, tmp_path):
   output = tmp_path / 'decoded'
-  decoding.decode(tokenizer, codes, str(output), limit=7)
+  decode.decode(tokenizer, codes, str(output), limit=7)
   files = sorted(output.glob('*.png'))
   assert [p.name for p in files] == [f'{i:06}.png' for i in range(7)]
   expected = np.round(255 * tokenizer.reconstruct(images[:7]))
@@ -55,10 +55,10 @@ def test_decoded_files_are_the_images(tokenizer, images, codes, tmp_path):
 
 def test_decoding_continues(tokenizer, codes, tmp_path):
   output = tmp_path / 'decoded'
-  decoding.decode(tokenizer, codes, str(output), limit=3)
+  decode.decode(tokenizer, codes, str(output), limit=3)
   known = (output / '000001.png').stat().st_mtime_ns
   (output / '000002.png').unlink()
-  decoding.decode(tokenizer, codes, str(output))
+  decode.decode(tokenizer, codes, str(output))
   assert len(list(output.glob('*.png'))) == 60
   assert (output / '000001.png').stat().st_mtime_ns == known
 
@@ -67,9 +67,9 @@ def test_names_that_differ_give_files_that_differ(tokenizer, codes, tmp_path):
   names = ['x.png', 'x', 'x.jpg', 'x.jpg.png', 'x.png.png']
   path = tmp_path / 'codes.npz'
   description = codes.description._replace(count=5)
-  codes_lib.write_npz(path, description, names, codes[:5][1])
-  summary = decoding.decode(
-      tokenizer, codes_lib.open(path), str(tmp_path / 'decoded')
+  code_files.write_npz(path, description, names, codes[:5][1])
+  summary = decode.decode(
+      tokenizer, code_files.open(path), str(tmp_path / 'decoded')
   )
   assert summary['images'] == 5
   files = {file.name for file in (tmp_path / 'decoded').glob('*.png')}
@@ -79,7 +79,7 @@ def test_names_that_differ_give_files_that_differ(tokenizer, codes, tmp_path):
 def test_outputs_that_are_no_folder_are_refused(tokenizer, codes, tmp_path):
   for name in ('sheet.jpg', 'other.npy', 'page.html'):
     output = str(tmp_path / name)
-    message = message_of(decoding.decode, tokenizer, codes, output)
+    message = message_of(decode.decode, tokenizer, codes, output)
     assert 'give a folder or FILE.png' in message
     assert not (tmp_path / name).exists()
 
@@ -89,7 +89,7 @@ def test_decoding_overwrites_no_other_files(tokenizer, codes, tmp_path):
   output.mkdir()
   (output / '000001.png').write_bytes(b'precious')
   assert 'a folder of its own' in message_of(
-      decoding.decode, tokenizer, codes, str(output)
+      decode.decode, tokenizer, codes, str(output)
   )
   assert (output / '000001.png').read_bytes() == b'precious'
 
@@ -102,9 +102,9 @@ def test_decoding_overwrites_no_other_files(tokenizer, codes, tmp_path):
 def test_names_stay_in_the_folder(tokenizer, codes, tmp_path, name):
   path = tmp_path / 'codes.npz'
   description = codes.description._replace(count=1)
-  codes_lib.write_npz(path, description, [name], codes[0][1][None])
+  code_files.write_npz(path, description, [name], codes[0][1][None])
   output = tmp_path / 'deep' / 'er' / 'decoded'
-  decoding.decode(tokenizer, codes_lib.open(path), str(output))
+  decode.decode(tokenizer, code_files.open(path), str(output))
   assert len(list(output.rglob('*.png'))) == 1
   assert not list(tmp_path.glob('*.png')) + list(tmp_path.glob('deep/*.png'))
   assert not pathlib.Path('/tmp/evil.png').exists()
@@ -112,7 +112,7 @@ def test_names_stay_in_the_folder(tokenizer, codes, tmp_path, name):
 
 def test_a_contact_sheet(tokenizer, images, codes, tmp_path):
   output = tmp_path / 'sheet.png'
-  decoding.decode(tokenizer, codes, str(output), limit=5)
+  decode.decode(tokenizer, codes, str(output), limit=5)
   sheet = np.asarray(Image.open(output))
   assert sheet.shape == (2 * 18 - 2, 3 * 18 - 2, 3)
   expected = np.round(255 * tokenizer.reconstruct(images[:5]))
@@ -124,23 +124,23 @@ def test_default_numbers_of_images(
     tokenizer, loaded, codes, tmp_path, monkeypatch
 ):
   page, sheet = str(tmp_path / 'page.html'), str(tmp_path / 'sheet.png')
-  assert decoding.reconstruct(tokenizer, loaded, page)['images'] == 18
-  assert decoding.decode(tokenizer, codes, sheet)['images'] == 60
+  assert decode.reconstruct(tokenizer, loaded, page)['images'] == 18
+  assert decode.decode(tokenizer, codes, sheet)['images'] == 60
   for message in (
-      message_of(decoding.reconstruct, tokenizer, loaded, page),
-      message_of(decoding.decode, tokenizer, codes, sheet),
+      message_of(decode.reconstruct, tokenizer, loaded, page),
+      message_of(decode.decode, tokenizer, codes, sheet),
   ):
     assert 'is there already' in message
   (tmp_path / 'sheet.png').unlink()
-  monkeypatch.setattr(decoding, '_SHEET', 9)
-  assert decoding.decode(tokenizer, codes, sheet)['images'] == 9
+  monkeypatch.setattr(decode, '_SHEET', 9)
+  assert decode.decode(tokenizer, codes, sheet)['images'] == 9
   assert Image.open(sheet).size == (52, 52)
 
 
 def test_codes_of_another_tokenizer_are_refused(tokenizer, codes, tmp_path):
-  other = codes_lib.Codes(codes.description._replace(tokenizer='f' * 64), None)
+  other = code_files.Codes(codes.description._replace(tokenizer='f' * 64), None)
   message = message_of(
-      decoding.decode, tokenizer, other, str(tmp_path / 'x.png')
+      decode.decode, tokenizer, other, str(tmp_path / 'x.png')
   )
   assert tokenizer.hash[:12] in message and 'ffffffffffff' in message
   assert not (tmp_path / 'x.png').exists()
@@ -148,16 +148,16 @@ def test_codes_of_another_tokenizer_are_refused(tokenizer, codes, tmp_path):
 
 def test_a_wrong_grid_is_refused(tokenizer, codes, tmp_path):
   wrong = codes.description._replace(image_shape=(16, 32, 3))
-  wrong = codes_lib.Codes(wrong, None)
+  wrong = code_files.Codes(wrong, None)
   assert 'are 4 x 4 for an image; of this tokenizer they are 4 x 8' in (
-      message_of(decoding.decode, tokenizer, wrong, str(tmp_path / 'x'))
+      message_of(decode.decode, tokenizer, wrong, str(tmp_path / 'x'))
   )
 
 
 def test_a_page_of_reconstructions(tokenizer, images, loaded, tmp_path):
   output = tmp_path / 'pages' / 'page.html'
   loaded = loaded._replace(source='<mine>')
-  summary = decoding.reconstruct(tokenizer, loaded, str(output), limit=5)
+  summary = decode.reconstruct(tokenizer, loaded, str(output), limit=5)
   page = output.read_text()
   assert page.count('data:image/png') == 5
   assert '&lt;mine&gt;, reconstructed' in page
@@ -170,5 +170,5 @@ def test_a_page_of_reconstructions(tokenizer, images, loaded, tmp_path):
   first = -10 * np.log10(np.mean(np.square(error[0])))
   assert f'000000, {first:.2f} dB' in page
   assert 'must be the name of a .html' in message_of(
-      decoding.reconstruct, tokenizer, loaded, 'page'
+      decode.reconstruct, tokenizer, loaded, 'page'
   )

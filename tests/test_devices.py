@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import steps
 
-from gmvq_jax import distributed
+from gmvq_jax.runtime import distributed
 
 # Trained by gradients and replaced, without a codebook, and a composition of
 # moving averages; `gmvq tiled`, with a posterior, has a test of its own.

@@ -8,15 +8,15 @@ from PIL import Image
 import pytest
 
 import gmvq_jax
-from gmvq_jax import bits
-from gmvq_jax import codes as codes_lib
-from gmvq_jax import decoding
-from gmvq_jax import encoding
-from gmvq_jax import errors
-from gmvq_jax import workdir
-from gmvq_jax.data import photographs
-from gmvq_jax.data import pixels
-from gmvq_jax.data import whole
+from gmvq_jax.ops import bits
+from gmvq_jax.tokenizer import code_files
+from gmvq_jax.tokenizer import decode
+from gmvq_jax.tokenizer import encode as encode_lib
+from gmvq_jax.runtime import errors
+from gmvq_jax.runtime import files
+from gmvq_jax.data.sources import photographs
+from gmvq_jax.data import preprocess
+from gmvq_jax.data import named_images
 
 
 @pytest.fixture(scope='module')
@@ -32,8 +32,8 @@ def images(trained, tmp_path):
 
 
 def encode(tokenizer, name, output, **kwargs):
-  loaded = encoding.load_images(tokenizer, name)
-  return encoding.encode(tokenizer, loaded, str(output), **kwargs)
+  loaded = encode_lib.load_images(tokenizer, name)
+  return encode_lib.encode(tokenizer, loaded, str(output), **kwargs)
 
 
 def contents(path):
@@ -46,7 +46,7 @@ def test_a_set_of_images(tokenizer, images, tmp_path, output, packed):
   name, array = images
   path = tmp_path / output
   summary = encode(tokenizer, name, path, packed=packed, shard_size=25)
-  codes = codes_lib.open(path)
+  codes = code_files.open(path)
   expected = tokenizer.encode(array)
   assert codes.description.tokenizer == tokenizer.hash
   assert codes.description.image_shape == (16, 16, 3)
@@ -80,7 +80,7 @@ def test_it_continues_where_it_was_stopped(
   name, _ = images
   encode(tokenizer, name, tmp_path / 'whole', shard_size=10)
   path = tmp_path / 'codes'
-  real, calls = codes_lib.write_shard, []
+  real, calls = code_files.write_shard, []
 
   def stop_at_the_third(*args):
     calls.append(args[2])
@@ -88,11 +88,11 @@ def test_it_continues_where_it_was_stopped(
       raise KeyboardInterrupt
     real(*args)
 
-  monkeypatch.setattr(codes_lib, 'write_shard', stop_at_the_third)
+  monkeypatch.setattr(code_files, 'write_shard', stop_at_the_third)
   with pytest.raises(KeyboardInterrupt):
     encode(tokenizer, name, path, shard_size=10)
   with pytest.raises(errors.UserError, match='codes-00002-of-00006'):
-    codes_lib.open(path)
+    code_files.open(path)
   summary = encode(tokenizer, name, path, shard_size=10)
   assert calls == [0, 1, 2, 2, 3, 4, 5]
   assert contents(path) == contents(tmp_path / 'whole')
@@ -115,7 +115,7 @@ def test_a_small_set_is_not_encoded_twice(tokenizer, images, tmp_path):
 
 def test_a_failing_image_leaves_whole_files(tokenizer, images, tmp_path):
   name, array = images
-  loaded = encoding.load_images(tokenizer, name)
+  loaded = encode_lib.load_images(tokenizer, name)
 
   class Broken:
     shape = array.shape
@@ -130,7 +130,7 @@ def test_a_failing_image_leaves_whole_files(tokenizer, images, tmp_path):
       return array[index]
 
   with pytest.raises(errors.UserError, match='image 40'):
-    encoding.encode(
+    encode_lib.encode(
         tokenizer,
         loaded._replace(images=Broken()),
         str(tmp_path / 'codes'),
@@ -193,7 +193,7 @@ def test_unreadable_images_are_named_and_skipped(
     tokenizer, folder, tmp_path, caplog
 ):
   (folder / 'bad.png').write_bytes(b'no image')
-  loaded = encoding.load_images(tokenizer, f'folder:{folder}', size=16)
+  loaded = encode_lib.load_images(tokenizer, f'folder:{folder}', size=16)
   assert 'bad.png' in caplog.text
   assert len(loaded.images) == len(loaded.files) == 3
 
@@ -210,8 +210,8 @@ def test_images_that_changed_are_not_mixed(tokenizer, folder, tmp_path):
   assert 'or have changed since' in message_of(encode, tokenizer, name, path)
 
   def encode_folder():
-    loaded = encoding.load_images(tokenizer, f'folder:{folder}', size=16)
-    encoding.encode(tokenizer, loaded, str(tmp_path / 'of_folder'))
+    loaded = encode_lib.load_images(tokenizer, f'folder:{folder}', size=16)
+    encode_lib.encode(tokenizer, loaded, str(tmp_path / 'of_folder'))
 
   encode_folder()
   encode_folder()
@@ -220,16 +220,16 @@ def test_images_that_changed_are_not_mixed(tokenizer, folder, tmp_path):
 
 
 def test_files_are_smaller_where_grids_are_large(tokenizer):
-  assert encoding._shard_size((8, 8)) == 4096
-  assert encoding._shard_size((64, 64)) == 256
-  assert encoding._shard_size((4096, 4096)) == 1
+  assert encode_lib._shard_size((8, 8)) == 4096
+  assert encode_lib._shard_size((64, 64)) == 256
+  assert encode_lib._shard_size((4096, 4096)) == 1
 
 
 def test_two_runs_do_not_write_into_one_folder(tokenizer, images, tmp_path):
   name, _ = images
   path = tmp_path / 'codes'
   path.mkdir()
-  with workdir.lock(path):
+  with files.lock(path):
     assert 'another run is using it' in message_of(
         encode, tokenizer, name, path
     )
@@ -239,7 +239,7 @@ def test_two_runs_do_not_write_into_one_folder(tokenizer, images, tmp_path):
 def test_little_is_read_ahead(tokenizer, images, tmp_path, monkeypatch):
   """While a file is being written, no more than threads and buffer hold."""
   name, array = images
-  loaded = encoding.load_images(tokenizer, name)
+  loaded = encode_lib.load_images(tokenizer, name)
   read, seen = [], []
 
   class Counted:
@@ -253,7 +253,7 @@ def test_little_is_read_ahead(tokenizer, images, tmp_path, monkeypatch):
         read.append(index.start)
       return array[index]
 
-  real = codes_lib.write_shard
+  real = code_files.write_shard
 
   def slow(*args):
     if not seen:
@@ -261,18 +261,18 @@ def test_little_is_read_ahead(tokenizer, images, tmp_path, monkeypatch):
     seen.append(len(read))
     real(*args)
 
-  monkeypatch.setattr(codes_lib, 'write_shard', slow)
+  monkeypatch.setattr(code_files, 'write_shard', slow)
   loaded = loaded._replace(images=Counted())
-  encoding.encode(tokenizer, loaded, str(tmp_path / 'codes'), shard_size=3)
+  encode_lib.encode(tokenizer, loaded, str(tmp_path / 'codes'), shard_size=3)
   assert len(seen) == 20
   assert seen[0] <= 11, seen
 
 
 def test_rates_are_those_of_the_clock(monkeypatch):
   """Busy from 1 to 5 and from 8 to 9, by two threads at first; read at 11."""
-  meter = encoding._Meter()
+  meter = encode_lib._Meter()
   times = iter([1.0, 2.0, 4.0, 5.0, 8.0, 9.0, 11.0])
-  monkeypatch.setattr(encoding.time, 'perf_counter', lambda: next(times))
+  monkeypatch.setattr(encode_lib.time, 'perf_counter', lambda: next(times))
   with meter.busy(), meter.busy():
     pass
   with meter.busy():
@@ -286,7 +286,7 @@ def test_images_that_do_not_fit_are_refused(tokenizer, tmp_path):
   np.save(tmp_path / 'none.npy', np.zeros((0, 16, 16, 3), np.uint8))
 
   def message(name):
-    return message_of(encoding.load_images, tokenizer, name)
+    return message_of(encode_lib.load_images, tokenizer, name)
 
   assert '1 channels' in message(f'array:{tmp_path}/grey.npy')
   assert '16 x 18' in message(f'array:{tmp_path}/odd.npy')
@@ -314,16 +314,16 @@ def folder(tmp_path, rng):
 
 
 def test_a_folder_keeps_its_names(tokenizer, folder, tmp_path):
-  loaded = encoding.load_images(tokenizer, f'folder:{folder}', size=16)
+  loaded = encode_lib.load_images(tokenizer, f'folder:{folder}', size=16)
   assert loaded.files == ('a.jpg', 'b/c/ä ö.png', 'b/one.png')
   path = tmp_path / 'codes'
-  encoding.encode(tokenizer, loaded, str(path))
-  codes = codes_lib.open(path)
+  encode_lib.encode(tokenizer, loaded, str(path))
+  codes = code_files.open(path)
   assert [name for name, _ in codes] == list(loaded.files)
   np.testing.assert_array_equal(
       codes[1][1], tokenizer.encode(folder / 'b/c/ä ö.png')[0]
   )
-  decoding.decode(tokenizer, codes, str(tmp_path / 'decoded'))
+  decode.decode(tokenizer, codes, str(tmp_path / 'decoded'))
   found = {
       p.relative_to(tmp_path / 'decoded').as_posix()
       for p in (tmp_path / 'decoded').rglob('*.png')
@@ -333,19 +333,19 @@ def test_a_folder_keeps_its_names(tokenizer, folder, tmp_path):
 
 def test_sizes_are_those_of_training_unless_given(tokenizer, folder):
   with pytest.raises(errors.UserError, match='3 sizes'):
-    encoding.load_images(tokenizer, f'folder:{folder}')
-  loaded = encoding.load_images(tokenizer, f'folder:{folder}', crop=16, size=32)
+    encode_lib.load_images(tokenizer, f'folder:{folder}')
+  loaded = encode_lib.load_images(tokenizer, f'folder:{folder}', crop=16, size=32)
   assert loaded.images.shape == (3, 32, 32, 3)
 
 
 def test_arrays_are_cropped_and_resized_too(tokenizer, images, trained):
   name, _ = images
-  loaded = encoding.load_images(tokenizer, name, crop=12, size=8)
+  loaded = encode_lib.load_images(tokenizer, name, crop=12, size=8)
   assert loaded.images.shape == (60, 8, 8, 3)
   expected = Image.fromarray(trained[1][3]).crop((2, 2, 14, 14))
   expected = expected.resize((8, 8), Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(loaded.images[3:4][0], expected)
-  message = message_of(encoding.load_images, tokenizer, name, crop=20)
+  message = message_of(encode_lib.load_images, tokenizer, name, crop=20)
   assert 'smaller than the crop of 20' in message
 
 
@@ -353,7 +353,7 @@ def test_arrays_in_a_file(trained, tmp_path):
   np.savez(tmp_path / 'x.npz', one=trained[1], two=trained[1][:3])
 
   def load(array):
-    return whole.load(f'array:{tmp_path}/x.npz{array}', pixels.Shape())
+    return named_images.load(f'array:{tmp_path}/x.npz{array}', preprocess.Shape())
 
   assert load(':two').images.shape == (3, 16, 16, 3)
   assert 'one, two' in message_of(load, '')
@@ -362,7 +362,7 @@ def test_arrays_in_a_file(trained, tmp_path):
 
 def test_photographs_by_split(monkeypatch):
   monkeypatch.setattr(photographs, '_COUNTS', (60, 30, 40))
-  loaded = whole.load('photographs:validation', pixels.Shape(size=16))
+  loaded = named_images.load('photographs:validation', preprocess.Shape(size=16))
   assert loaded.images.shape == (30, 16, 16, 3)
   assert loaded.name(3) == 'validation/000003'
 

@@ -6,10 +6,10 @@ import pytest
 from scipy import ndimage
 import tiny
 
-from gmvq_jax import autoencoder
-from gmvq_jax import checkpoint
-from gmvq_jax import evaluate
-from gmvq_jax import experiment
+from gmvq_jax.nn import autoencoder
+from gmvq_jax.training import checkpoint
+from gmvq_jax.training import evaluate
+from gmvq_jax.training import experiment
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 
 import gmvq_jax
-from gmvq_jax import encoding
+from gmvq_jax.tokenizer import encode
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / 'examples'
 
@@ -105,8 +105,8 @@ def test_prior(trained, photographs, tmp_path):
   tokenizer = gmvq_jax.Tokenizer.load(workdir)
   for name, images in (('train', photographs[:480]), ('held_out', held_out)):
     np.save(tmp_path / f'{name}.npy', images)
-    loaded = encoding.load_images(tokenizer, f'array:{tmp_path}/{name}.npy')
-    encoding.encode(tokenizer, loaded, str(tmp_path / name))
+    loaded = encode.load_images(tokenizer, f'array:{tmp_path}/{name}.npy')
+    encode.encode(tokenizer, loaded, str(tmp_path / name))
   done = subprocess.run(
       [
           *(sys.executable, EXAMPLES / 'prior.py', f'--tokenizer={workdir}'),

@@ -13,9 +13,9 @@ import pytest
 import tiny
 
 import gmvq_jax
-from gmvq_jax import errors
-from gmvq_jax import export
-from gmvq_jax import results
+from gmvq_jax.runtime import errors
+from gmvq_jax.tokenizer import export
+from gmvq_jax.training import summary
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / 'examples'
 
@@ -90,7 +90,7 @@ def test_it_loads_as_a_tokenizer(exported, trained, tokenizer):
 
 def test_metrics_and_anchors_are_exported(exported, trained, tokenizer):
   config = json.loads((exported / 'config.json').read_text())
-  known = results.evaluate_workdir(str(trained[0]))
+  known = summary.evaluate_workdir(str(trained[0]))
   assert config['metrics'] == known
   assert config['tokenizer'] == tokenizer.hash
   assert config['grid'] == [4, 4]

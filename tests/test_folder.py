@@ -11,9 +11,9 @@ from PIL import Image
 import pytest
 
 from gmvq_jax import data
-from gmvq_jax import errors
-from gmvq_jax.data import folder as folder_lib
-from gmvq_jax.data import sources
+from gmvq_jax.runtime import errors
+from gmvq_jax.data.sources import folder as folder_lib
+from gmvq_jax.data import images as images_lib
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -462,7 +462,7 @@ def test_a_cache_that_cannot_be_written_costs_only_a_warning(
 
   fill(folder)
   with monkeypatch.context() as patch:
-    patch.setattr(sources.tempfile, 'NamedTemporaryFile', read_only)
+    patch.setattr(images_lib.tempfile, 'NamedTemporaryFile', read_only)
     assert load(folder).train.shape == (11, 4, 6, 3)
   lines = said(caplog)
   assert len(lines) == 4
@@ -475,9 +475,9 @@ def test_nothing_half_written_stays_in_the_cache(cache, error):
     file.write(b'half')
     raise error
 
-  path = sources.cache_path('name', 'identity', '.npy')
+  path = images_lib.cache_path('name', 'identity', '.npy')
   with contextlib.suppress(KeyboardInterrupt):
-    sources.write_cached(path, write)
+    images_lib.write_cached(path, write)
   assert [p for p in cache.rglob('*') if p.is_file()] == []
 
 

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 import pytest
 import tiny
 
-from gmvq_jax import command_line
-from gmvq_jax import config as config_lib
-from gmvq_jax import errors
+from gmvq_jax.training import command_line
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.runtime import errors
 from gmvq_jax import main  # noqa: F401  (defines the flags)
-from gmvq_jax import programs
+from gmvq_jax.training import build
 from gmvq_jax import quantizers
 
 CIFAR10 = 'configs/cifar10.py'
@@ -202,8 +202,8 @@ def test_a_configuration_is_refused_in_one_line_or_can_be_built():
     counts['built'] += 1
     steps = config_lib.num_steps(config, num_images)
     assert 0 < steps < 2**31
-    parts = programs.build(
-        config, programs.numbers_of(config), shape[-1], steps
+    parts = build.build(
+        config, build.numbers_of(config), shape[-1], steps
     )
     assert parts.model.quantizer.num_codes > 1
 

@@ -11,15 +11,15 @@ from PIL import Image
 import pytest
 import tiny
 
-from gmvq_jax import autoencoder
-from gmvq_jax import encoding
-from gmvq_jax import errors
-from gmvq_jax import generative
-from gmvq_jax import likelihood
-from gmvq_jax import stored
-from gmvq_jax import tokenizer as tokenizer_lib
-from gmvq_jax import weights
-from gmvq_jax import workdir as workdir_lib
+from gmvq_jax.nn import autoencoder
+from gmvq_jax.tokenizer import encode
+from gmvq_jax.runtime import errors
+from gmvq_jax.experiments import sampling
+from gmvq_jax.experiments import log_likelihood
+from gmvq_jax.tokenizer import saved_model
+from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
+from gmvq_jax.tokenizer import weights
+from gmvq_jax.runtime import files
 
 
 @pytest.fixture(scope='module')
@@ -29,14 +29,14 @@ def loaded(trained, tmp_path_factory):
   path = tmp_path_factory.mktemp('images') / 'images.npy'
   np.save(path, images[:9])
   tokenizer = tokenizer_lib.Tokenizer.load(workdir)
-  return tokenizer, encoding.load_images(tokenizer, f'array:{path}')
+  return tokenizer, encode.load_images(tokenizer, f'array:{path}')
 
 
 def bound(loaded, output, **options):
   tokenizer, images = loaded
-  variances = likelihood.variances_of(tokenizer, '0.05,0.01', 0.5)
+  variances = log_likelihood.variances_of(tokenizer, '0.05,0.01', 0.5)
   options = {'num_samples': 60} | options
-  return likelihood.bound(tokenizer, images, variances, str(output), **options)
+  return log_likelihood.bound(tokenizer, images, variances, str(output), **options)
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +49,7 @@ def known_bounds(loaded, tmp_path_factory):
 def test_the_variances_are_those_of_the_loss(loaded):
   tokenizer, _ = loaded
   # beta = 2 sigma_z^2, and gamma = sigma_x^2 / sigma_z^2.
-  assert likelihood.variances_of(tokenizer) == ((0.05,), 5.0)
+  assert log_likelihood.variances_of(tokenizer) == ((0.05,), 5.0)
 
 
 def test_bounds_of_a_trained_model(known_bounds):
@@ -101,7 +101,7 @@ def sampled(loaded):
       return ((decoded - x) ** 2).sum(axis=(1, 2, 3)), quantized.z
 
     squares, z = jax.lax.map(of_key, keys)
-    return squares, z, generative.posterior_of(model, variables, images, 1.0)
+    return squares, z, sampling.posterior_of(model, variables, images, 1.0)
 
   keys = jax.random.split(jax.random.key(0), 60)
   variables = jax.device_get(tokenizer.variables)
@@ -165,8 +165,8 @@ def test_batches_change_nothing_and_a_stop_loses_nothing(
 ):
   _, whole = known_bounds
   # A batch of as few images as there are devices.
-  monkeypatch.setattr(generative, '_LOGITS', {'cpu': 1})
-  written, write = [], workdir_lib.write_json
+  monkeypatch.setattr(sampling, '_LOGITS', {'cpu': 1})
+  written, write = [], files.write_json
 
   def stop_after_one(path, value):
     write(path, value)
@@ -174,7 +174,7 @@ def test_batches_change_nothing_and_a_stop_loses_nothing(
     if len(written) == 1:
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(workdir_lib, 'write_json', stop_after_one)
+  monkeypatch.setattr(files, 'write_json', stop_after_one)
   with pytest.raises(KeyboardInterrupt):
     bound(loaded, tmp_path / 'parts')
   again = bound(loaded, tmp_path / 'parts')
@@ -202,17 +202,17 @@ def test_batches_change_nothing_and_a_stop_loses_nothing(
 ])
 def test_invalid_variances(loaded, observation, latent, message):
   with pytest.raises(errors.UserError, match=message):
-    likelihood.variances_of(loaded[0], observation, latent)
+    log_likelihood.variances_of(loaded[0], observation, latent)
 
 
 def test_other_quantizers_are_refused():
   config = tiny.method_config('vqvae')
   tensors = weights.of_model(*tiny.random_model(config))
   tokenizer = tokenizer_lib.Tokenizer(
-      stored.Stored(config, tensors, (16, 16, 3))
+      saved_model.Stored(config, tensors, (16, 16, 3))
   )
   with pytest.raises(errors.UserError, match='the model is of vqvae: only'):
-    generative.latent_variance_of(tokenizer)
+    sampling.latent_variance_of(tokenizer)
 
 
 @pytest.mark.parametrize('field', ['hard', 'gaussian_noise'])
@@ -220,7 +220,7 @@ def test_other_posteriors_are_refused(loaded, field, monkeypatch):
   tokenizer, _ = loaded
   monkeypatch.setitem(tokenizer.stored.config.quantizer._fields, field, False)
   with pytest.raises(errors.UserError, match=f'quantizer.{field}=False'):
-    likelihood.variances_of(tokenizer)
+    log_likelihood.variances_of(tokenizer)
 
 
 def test_outputs_that_are_no_folder_or_in_use_are_refused(loaded, tmp_path):
@@ -228,18 +228,18 @@ def test_outputs_that_are_no_folder_or_in_use_are_refused(loaded, tmp_path):
     bound(loaded, tmp_path / 'bounds.json')
   assert not (tmp_path / 'bounds.json').exists()
   (tmp_path / 'bounds').mkdir()
-  with workdir_lib.lock(tmp_path / 'bounds'):
+  with files.lock(tmp_path / 'bounds'):
     with pytest.raises(errors.UserError, match='another run is using it'):
       bound(loaded, tmp_path / 'bounds')
 
 
 def test_a_sheet_of_samples(loaded, tmp_path):
   tokenizer, images = loaded
-  variance = generative.latent_variance_of(tokenizer)
+  variance = sampling.latent_variance_of(tokenizer)
 
   def sample(name, **options):
     path = tmp_path / f'{name}.png'
-    summary = generative.sample(tokenizer, variance, str(path), **options)
+    summary = sampling.sample(tokenizer, variance, str(path), **options)
     return np.asarray(Image.open(path)), summary
 
   uniform, summary = sample('uniform', count=4)
@@ -256,7 +256,7 @@ def test_a_sheet_of_samples(loaded, tmp_path):
   with pytest.raises(errors.UserError, match='is there already'):
     sample('uniform')
   with pytest.raises(errors.UserError, match=r'must be a \.png'):
-    generative.sample(tokenizer, variance, str(tmp_path / 'sheet.jpg'))
+    sampling.sample(tokenizer, variance, str(tmp_path / 'sheet.jpg'))
 
 
 def test_the_command_line(trained, loaded, known_bounds, tmp_path):
@@ -294,13 +294,13 @@ def table_of(results):
   """Returns the rows of docs/results/bounds.md: nats, and bits per value."""
   columns = [of for result in results for of in result['bounds'].values()]
   lines = []
-  for name in likelihood.names_in(columns[0]):
+  for name in log_likelihood.names_in(columns[0]):
     cells = [
         f'{of[name]["nats"]:,.0f} ± {of[name]["nats_se"]:.0f}'
         f' ({of[name]["bits_per_dim"]:.2f})'
         for of in columns
     ]
-    label = likelihood.label_of(name).replace('|', '\\|')
+    label = log_likelihood.label_of(name).replace('|', '\\|')
     lines.append('| ' + ' | '.join([label, *cells]) + ' |')
   return '\n'.join(lines)
 

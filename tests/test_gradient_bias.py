@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmvq_jax import noise
+from gmvq_jax.ops import counter_rng
 from gmvq_jax.experiments import estimators
 from gmvq_jax.experiments import gradient_bias
 
@@ -117,8 +117,8 @@ def test_gumbel_softmax_against_numpy(rng, x64, hard):
 
   @jax.jit
   def perturb(logits):
-    seeds = noise.row_seeds(key, count)
-    return logits + noise.gumbel(seeds, C, dtype=jnp.float64)
+    seeds = counter_rng.row_seeds(key, count)
+    return logits + counter_rng.gumbel(seeds, C, dtype=jnp.float64)
 
   scores = np.asarray(perturb(logits))
   for temperature in (0.1, 1.0, 2.0):
@@ -152,7 +152,7 @@ def test_reinforce_against_numpy(rng):
 
   @jax.jit
   def gumbel():
-    return noise.gumbel(noise.row_seeds(key, repeats), C)
+    return counter_rng.gumbel(counter_rng.row_seeds(key, repeats), C)
 
   draws = np.eye(C, dtype=np.float32)[np.argmax(repeated + gumbel(), axis=-1)]
   payoffs = np.asarray(f(draws))

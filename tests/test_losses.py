@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from gmvq_jax import errors
-from gmvq_jax import losses
+from gmvq_jax.runtime import errors
+from gmvq_jax.nn import losses
 
 MODULE = """
 import jax.numpy as jnp

@@ -19,12 +19,12 @@ from commands import start  # noqa: F401  (for other tests)
 import pytest
 import tiny
 
-from gmvq_jax import experiment
-from gmvq_jax import metrics as metrics_lib
-from gmvq_jax import named_configs
-from gmvq_jax import report
-from gmvq_jax import train
-from gmvq_jax import workdir as workdir_lib
+from gmvq_jax.training import experiment
+from gmvq_jax.training import metric_writer
+from gmvq_jax.training import named_configs
+from gmvq_jax.reporting import pages
+from gmvq_jax.training import trainer
+from gmvq_jax.runtime import files
 
 CIFAR10 = '--config=configs/cifar10.py'
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory, photographs):
   }
   whole = path / 'whole'
   # Its page stays empty, as charts take seconds; see test_report.
-  with mock.patch.object(report, 'render', lambda contents: ''):
+  with mock.patch.object(pages, 'render', lambda contents: ''):
     result = run_here(CIFAR10, *tiny.flags(**fields), f'--workdir={whole}')
   assert result.returncode == 0, result.stderr
   return fields, whole, result
@@ -49,7 +49,7 @@ def run(tmp_path_factory, photographs):
 
 def train_here(fields, workdir):
   """Continues a run in this process; evaluates and reports nothing."""
-  train.run(tiny.config(**fields), str(workdir), test=False)
+  trainer.run(tiny.config(**fields), str(workdir), test=False)
 
 
 def records(workdir):
@@ -63,7 +63,7 @@ def records(workdir):
 
 def stop_after(calls, number, *flags):
   """Runs in this process, which gets a signal after so many writes."""
-  with signal_after(calls, metrics_lib.Writer, 'write', number):
+  with signal_after(calls, metric_writer.Writer, 'write', number):
     result = run_here(*flags)
   assert result.returncode == 0, result.stderr
   assert 'The same command continues.' in result.stdout, number
@@ -105,7 +105,7 @@ def test_a_run_reports_and_can_be_evaluated_with_its_directory_alone(run):
 def test_two_runs_do_not_share_a_directory(run, tmp_path):
   """Of two processes; the second one ends as every mistake does."""
   flags = [CIFAR10, *tiny.flags(**run[0]), f'--workdir={tmp_path}/run']
-  with workdir_lib.lock(workdir_lib.create(f'{tmp_path}/run')):
+  with files.lock(files.create(f'{tmp_path}/run')):
     assert_one_line(call(*flags), 'another run is using it')
   assert not (tmp_path / 'run' / 'config.json').exists()
 

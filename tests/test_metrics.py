@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from gmvq_jax import metrics
+from gmvq_jax.training import metric_writer
 
 
 def lines(tmp_path):
@@ -15,14 +15,14 @@ def lines(tmp_path):
 
 
 def test_continuing_drops_what_will_be_written_again(tmp_path):
-  writer = metrics.Writer(tmp_path, 0)
+  writer = metric_writer.Writer(tmp_path, 0)
   for step in (1, 2, 3):
     writer.write(step, {'loss': step / 2})
   writer.write(3, {'mse': 0.1}, split='validation')
   writer.close()
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
     file.write('{"step": 2, "los')  # As a killed process leaves it.
-  writer = metrics.Writer(tmp_path, 2)
+  writer = metric_writer.Writer(tmp_path, 2)
   writer.write(3, {'loss': 9.0})
   writer.close()
   assert lines(tmp_path) == [
@@ -37,11 +37,11 @@ def test_tensorboard_reads_what_was_written(tmp_path):
   accumulator = pytest.importorskip(
       'tensorboard.backend.event_processing.event_accumulator'
   )
-  writer = metrics.Writer(tmp_path, 0)
+  writer = metric_writer.Writer(tmp_path, 0)
   for step in (1, 2, 3):
     writer.write(step, {'loss': step / 2})
   writer.close()
-  writer = metrics.Writer(tmp_path, 2)
+  writer = metric_writer.Writer(tmp_path, 2)
   writer.write(3, {'loss': 7.0})
   picture = np.zeros((4, 6, 3), np.uint8)
   writer.picture(3, 'validation', picture)
@@ -58,11 +58,11 @@ def test_a_full_disk_is_an_error_and_no_wait(tmp_path, monkeypatch):
     pytest.skip('no /dev/full')
   # The second file has the name of the first.
   monkeypatch.setattr('tensorboardX.event_file_writer.time.time', lambda: 1e9)
-  writer = metrics.Writer(tmp_path, 0)
+  writer = metric_writer.Writer(tmp_path, 0)
   (events,) = (tmp_path / 'tensorboard').iterdir()
   events.unlink()
   events.symlink_to('/dev/full')
-  writer = metrics.Writer(tmp_path, 0)
+  writer = metric_writer.Writer(tmp_path, 0)
   with pytest.raises(OSError, match='No space left'):
     for step in range(100):
       writer.write(step, {'loss': 1.0})
@@ -71,5 +71,5 @@ def test_a_full_disk_is_an_error_and_no_wait(tmp_path, monkeypatch):
 
 def test_what_a_kill_cut_off_is_left_out(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2, "lo')
-  assert metrics.read(tmp_path) == [{'step': 1}]
-  assert metrics.read(tmp_path / 'nothing') == []
+  assert metric_writer.read(tmp_path) == [{'step': 1}]
+  assert metric_writer.read(tmp_path / 'nothing') == []

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tiny
 
-from gmvq_jax import command_line
+from gmvq_jax.training import command_line
 from gmvq_jax import data
-from gmvq_jax import errors
-from gmvq_jax import workdir
+from gmvq_jax.runtime import errors
+from gmvq_jax.runtime import files
 
 CIFAR10 = '--config=configs/cifar10.py'
 # The arguments, and what is said. What begins with no dash is a field of a run
@@ -145,11 +145,11 @@ def test_a_command_line_with_a_mistake_gets_one_line(case, folder):
 def test_a_damaged_config_json_is_one_line(tmp_path, content):
   (tmp_path / 'config.json').write_text(content)
   with pytest.raises(errors.UserError, match='config.json: cannot be read'):
-    workdir.read_config(str(tmp_path))
+    files.read_config(str(tmp_path))
 
 
 def test_a_home_of_nobody_is_one_line():
-  for use in (data.load, workdir.read_config, workdir.create):
+  for use in (data.load, files.read_config, files.create):
     kind = 'folder:' if use is data.load else ''
     with pytest.raises(errors.UserError, match='~nobody-of/run'):
       use(f'{kind}~nobody-of/run')

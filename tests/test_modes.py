@@ -10,11 +10,11 @@ import pytest
 import test_processes
 
 import gmvq_jax
-from gmvq_jax import codes as codes_lib
-from gmvq_jax import errors
-from gmvq_jax import modes
+from gmvq_jax.tokenizer import code_files
+from gmvq_jax.runtime import errors
+from gmvq_jax import commands as commands_lib
 
-NOTHING = modes.Options(None, '', '', '', False, 0, None, None)
+NOTHING = commands_lib.Options(None, '', '', '', False, 0, None, None)
 
 
 def call(*flags):
@@ -80,7 +80,7 @@ def test_killed_encoding_continues(many, tmp_path):
   flags = [*flags, f'--output={tmp_path}/codes']
   commands.kill_after(1, 'gmvq_jax.codes', 'write_shard', *flags)
   assert len(files_of(tmp_path / 'codes')) == 1
-  with commands.signal_after(1, codes_lib, 'write_shard', signal.SIGINT):
+  with commands.signal_after(1, code_files, 'write_shard', signal.SIGINT):
     result = commands.run_here(*flags)
   assert result.returncode == 130
   assert result.stderr.splitlines()[-1] == (
@@ -116,19 +116,19 @@ def test_messages_speak_of_the_flags_of_the_mode(trained, tmp_path):
       output=f'{tmp_path}/codes',
   )
   with pytest.raises(errors.UserError) as caught:
-    modes.MODES['encode'].run(options)
+    commands_lib.MODES['encode'].run(options)
   assert 'give --size=SIDE' in str(caught.value)
   assert f'--input=folder:{tmp_path}/photos: images' in str(caught.value)
-  modes.MODES['encode'].run(options._replace(crop=12, size=8))
+  commands_lib.MODES['encode'].run(options._replace(crop=12, size=8))
   codes = gmvq_jax.codes.open(tmp_path / 'codes')
   assert codes.description.image_shape == (8, 8, 3)
   assert len(codes) == 2
 
 
-@pytest.mark.parametrize('name', modes.MODES)
+@pytest.mark.parametrize('name', commands_lib.MODES)
 def test_what_a_mode_needs_is_named(name):
   with pytest.raises(errors.UserError, match='--[a-z]+ is missing; [a-z]+'):
-    modes.check(name, NOTHING)
+    commands_lib.check(name, NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_what_is_not_for_a_mode_is_named(name, given):
     whole = whole._replace(output='x')
   if name in ('encode', 'decode'):
     whole = whole._replace(input='x')
-  modes.check(name, whole)
+  commands_lib.check(name, whole)
   (option,) = given
   with pytest.raises(errors.UserError, match=f'--{option}.* is not for'):
-    modes.check(name, whole._replace(**given))
+    commands_lib.check(name, whole._replace(**given))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmvq_jax import networks
+from gmvq_jax.nn import networks
 
 
 @pytest.mark.parametrize('width', [8, 12])

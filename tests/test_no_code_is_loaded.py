@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import gmvq_jax
-from gmvq_jax import checkpoint
+from gmvq_jax.training import checkpoint
 from gmvq_jax import data
-from gmvq_jax import errors
-from gmvq_jax import export
-from gmvq_jax import results
-from gmvq_jax.data import sources
+from gmvq_jax.runtime import errors
+from gmvq_jax.tokenizer import export
+from gmvq_jax.training import summary
+from gmvq_jax.data import images as images_lib
 
 RUNS_CODE = re.compile(
     r'\b(pickle|cPickle|cloudpickle|dill|joblib|marshal|shelve|runpy)\b'
@@ -103,14 +103,14 @@ def test_the_cache(tmp_path, payload, monkeypatch):
   images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
   lazy = data.Lazy(lambda indices: images[indices], 3, identity='x')
   for write in (raw, npy):
-    path = sources.cache_path('name', 'x', '.npy')
+    path = images_lib.cache_path('name', 'x', '.npy')
     path.parent.mkdir(exist_ok=True)
     with open(path, 'wb') as file:
       write(file, payload)
-    np.testing.assert_array_equal(sources.read_all(lazy, 'name'), images)
-  with open(sources.cache_path('name', 'y', '.json'), 'wb') as file:
+    np.testing.assert_array_equal(images_lib.read_all(lazy, 'name'), images)
+  with open(images_lib.cache_path('name', 'y', '.json'), 'wb') as file:
     raw(file, payload)
-  assert sources.remember('name', 'y', lambda: 1) == 1
+  assert images_lib.remember('name', 'y', lambda: 1) == 1
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -143,14 +143,14 @@ def test_a_work_directory(trained, tmp_path, payload):
   for file in ('examples.npz', 'metrics.jsonl'):
     with open(run / file, 'wb') as opened:
       raw(opened, payload)
-  results.report_workdir(str(run))
+  summary.report_workdir(str(run))
   with np.load(run / 'examples.npz') as arrays:
     assert 'images' in arrays
   for file in ('summary.json', 'config.json'):
     with open(run / file, 'wb') as opened:
       raw(opened, payload)
     with pytest.raises(errors.UserError, match=f'{file}: cannot be read'):
-      results.report_workdir(str(run))
+      summary.report_workdir(str(run))
 
 
 def test_a_tokenizer_and_its_codes(trained, tmp_path, payload):

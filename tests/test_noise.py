@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gmvq_jax import noise
+from gmvq_jax.ops import counter_rng
 
 KINDS = {'gumbel': stats.gumbel_r, 'normal': stats.norm}
 
@@ -17,7 +17,7 @@ def test_the_cipher_is_threefry_of_thirteen_rounds():
   # The first word of a known answer that comes with Random123 (Salmon 2011).
   assert _threefry(0, 0, 0) == 0x9D1C5EC6
   inputs = np.random.default_rng(0).integers(0, 2**32, (3, 6), dtype=np.uint32)
-  actual = np.asarray(jax.jit(noise._threefry)(*inputs))
+  actual = np.asarray(jax.jit(counter_rng._threefry)(*inputs))
   for words, word in zip(inputs.T, actual, strict=True):
     assert int(word) == _threefry(*map(int, words))
 
@@ -42,8 +42,8 @@ def _threefry(k0, k1, x0):
 @functools.partial(jax.jit, static_argnames=('kind',))
 def sample(seed, *, kind):
   """Returns noise `[1000, 1000]`."""
-  seeds = noise.row_seeds(jax.random.key(seed), 1000)
-  return getattr(noise, kind)(seeds, 1000)
+  seeds = counter_rng.row_seeds(jax.random.key(seed), 1000)
+  return getattr(counter_rng, kind)(seeds, 1000)
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -71,13 +71,13 @@ def test_any_part_is_what_the_whole_has_there():
   @jax.jit
   def parts(seed):
     def of_device(_):
-      seeds = noise.row_seeds(key, 4, axis_name='devices')
-      return noise.gumbel(seeds, 100)
+      seeds = counter_rng.row_seeds(key, 4, axis_name='devices')
+      return counter_rng.gumbel(seeds, 100)
 
     key = jax.random.key(seed)
     return {
-        'whole': noise.gumbel(noise.row_seeds(key, 12), 100),
-        'part': noise.gumbel(noise.row_seeds(key, 5), 30, first_column=40),
+        'whole': counter_rng.gumbel(counter_rng.row_seeds(key, 12), 100),
+        'part': counter_rng.gumbel(counter_rng.row_seeds(key, 5), 30, first_column=40),
         'devices': jax.vmap(of_device, axis_name='devices')(jnp.arange(3)),
     }
 
@@ -93,7 +93,7 @@ def test_rows_are_of_the_key_folded_with_their_index(impl):
   def seeds(seed):
     key = jax.random.key(seed, impl=impl)
     folded = [jax.random.fold_in(key, row) for row in range(3)]
-    return noise.row_seeds(key, 3), [jax.random.key_data(k) for k in folded]
+    return counter_rng.row_seeds(key, 3), [jax.random.key_data(k) for k in folded]
 
   rows, expected = jax.device_get(seeds(4))
   np.testing.assert_array_equal(rows, np.stack(expected)[:, :2])
@@ -101,8 +101,8 @@ def test_rows_are_of_the_key_folded_with_their_index(impl):
 
 def test_the_largest_noise_is_far_out_and_finite(monkeypatch):
   # Compiled, because a compiler may simplify what is right as it is written.
-  monkeypatch.setattr(noise, '_uniform', lambda seeds, *_: seeds)
-  gumbel = jax.jit(lambda uniform: noise.gumbel(uniform, 1))
+  monkeypatch.setattr(counter_rng, '_uniform', lambda seeds, *_: seeds)
+  gumbel = jax.jit(lambda uniform: counter_rng.gumbel(uniform, 1))
   extremes = [2.0**-32, 2.0**-27, 2.0**-26, 3 * 2.0**-25, 1 - 2**-24]
   uniform = np.geomspace(2.0**-31, 1, 100_000, endpoint=False)
   uniform = np.float32([*extremes, *uniform, *1 - uniform[uniform > 2**-20]])
@@ -113,13 +113,13 @@ def test_the_largest_noise_is_far_out_and_finite(monkeypatch):
 
 def test_noise_is_finite_whatever_the_bits(monkeypatch):
   """The least and the largest words, in place of the cipher's."""
-  monkeypatch.setattr(noise, '_threefry', lambda k0, k1, columns: k0)
+  monkeypatch.setattr(counter_rng, '_threefry', lambda k0, k1, columns: k0)
   least = np.arange(1000, dtype=np.uint32)
   words = np.stack([np.concatenate([least, ~least])] * 2, axis=1)
   samplers = {
-      'gumbel': noise.gumbel,
-      'gumbel in float64': functools.partial(noise.gumbel, dtype=jnp.float64),
-      'normal': noise.normal,
+      'gumbel': counter_rng.gumbel,
+      'gumbel in float64': functools.partial(counter_rng.gumbel, dtype=jnp.float64),
+      'normal': counter_rng.normal,
   }
   for name, sampler in samplers.items():
     with jax.enable_x64('float64' in name):

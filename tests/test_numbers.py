@@ -11,14 +11,14 @@ import optax
 import pytest
 import tiny
 
-from gmvq_jax import autoencoder
-from gmvq_jax import checkpoint
-from gmvq_jax import config as config_lib
-from gmvq_jax import errors
-from gmvq_jax import experiment
-from gmvq_jax import programs
-from gmvq_jax import results
-from gmvq_jax import train
+from gmvq_jax.nn import autoencoder
+from gmvq_jax.training import checkpoint
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.runtime import errors
+from gmvq_jax.training import experiment
+from gmvq_jax.training import build
+from gmvq_jax.training import summary as summary_lib
+from gmvq_jax.training import trainer
 from gmvq_jax.data import pipeline
 
 
@@ -80,7 +80,7 @@ def test_a_run_names_what_it_skips_and_goes_on(tmp_path, photographs, capsys):
   order = pipeline.Order(480, 16, 0)
   images[[order[2][5], order[7][0]]] = 255
   config = skipping(tiny.save_images(tmp_path, images))
-  best = train.run(config, str(tmp_path / 'run'), test=False)
+  best = trainer.run(config, str(tmp_path / 'run'), test=False)
   assert math.isfinite(best['mse'])
   lines = capsys.readouterr().out.splitlines()
   skipped = [line for line in lines if line.endswith('; skipped')]
@@ -95,13 +95,13 @@ def test_too_many_in_a_row_end_a_run(tmp_path, photographs):
   images = np.full_like(photographs, 255)
   config = skipping(tiny.save_images(tmp_path, images))
   with pytest.raises(errors.DivergedError, match='step 3: loss is nan'):
-    train.run(config, str(tmp_path / 'run'))
+    trainer.run(config, str(tmp_path / 'run'))
 
 
 def test_gradients_are_clipped_to_the_norm(rng):
   def optimizer(**fields):
     config = tiny.config('', **fields)
-    return programs.build(config, programs.numbers_of(config), 3, 12).optimizer
+    return build.build(config, build.numbers_of(config), 3, 12).optimizer
 
   clipped, plain = optimizer(clip_norm=0.5), optimizer()
   params = {'w': rng.normal(size=9).astype(np.float32)}
@@ -124,8 +124,8 @@ def test_gradients_are_clipped_to_the_norm(rng):
 
 
 def ends_well(config, workdir):
-  assert train.run(config, str(workdir), test=False)
-  summary = results.evaluate_workdir(str(workdir))
+  assert trainer.run(config, str(workdir), test=False)
+  summary = summary_lib.evaluate_workdir(str(workdir))
   numbers = [x for x in summary.values() if isinstance(x, float)]
   assert all(map(math.isfinite, numbers)), summary
   assert strict(workdir)
@@ -137,7 +137,7 @@ def test_learning_rates_that_are_too_high(trained, tmp_path):
   ends_well(high, tmp_path / 'high')
   higher = tiny.like(trained[0], learning_rate=1e6)
   with pytest.raises(errors.DivergedError, match=r'step \d+: loss is nan'):
-    train.run(higher, str(tmp_path / 'higher'))
+    trainer.run(higher, str(tmp_path / 'higher'))
 
 
 OTHERS = ('sqvae', 'vqvae+replace')
@@ -217,9 +217,9 @@ def test_a_dead_encoder_at_any_rate(
     return 0 * h, variables
 
   monkeypatch.setattr(autoencoder.Autoencoder, 'encode', dead)
-  programs._programs.cache_clear()
+  build._programs.cache_clear()
   ends_well(of_method(name, method), tmp_path / 'run')
-  programs._programs.cache_clear()
+  build._programs.cache_clear()
   check_warning(
       capsys.readouterr().out, 'all latents of the batch are the same'
   )

@@ -11,8 +11,8 @@ import zipfile
 import pytest
 import tiny
 
-from gmvq_jax import errors
-from gmvq_jax import named_configs
+from gmvq_jax.runtime import errors
+from gmvq_jax.training import named_configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ('gmvq_jax', 'configs', 'setup.cfg', 'pyproject.toml', 'README.md',

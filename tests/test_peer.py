@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmvq_jax import autoencoder
-from gmvq_jax import networks
-from gmvq_jax import noise
+from gmvq_jax.nn import autoencoder
+from gmvq_jax.nn import networks
+from gmvq_jax.ops import counter_rng
 from gmvq_jax import quantizers
 
 torch = pytest.importorskip('torch')
@@ -42,13 +42,13 @@ def test_the_quantizers_are_the_same(rng):
   theirs = peer.GMVQ(c, dim, gamma=0.1, beta=3.0)
   with torch.no_grad():
     theirs.codebook.copy_(torch.tensor(np.asarray(params['codebook'])))
-  seeds = [noise.row_seeds(k, n) for k in jax.random.split(key)]
+  seeds = [counter_rng.row_seeds(k, n) for k in jax.random.split(key)]
   rows = torch.tensor(h, requires_grad=True)
   z, extra, their_codes = theirs(
       rows,
       tau,
-      gumbel=torch.tensor(np.asarray(noise.gumbel(seeds[0], c))),
-      eps=torch.tensor(np.asarray(noise.normal(seeds[1], dim))),
+      gumbel=torch.tensor(np.asarray(counter_rng.gumbel(seeds[0], c))),
+      eps=torch.tensor(np.asarray(counter_rng.normal(seeds[1], dim))),
   )
   their_value = (z * torch.tensor(slope)).sum() + extra
   their_value.backward()

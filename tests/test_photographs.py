@@ -8,8 +8,8 @@ from PIL import Image
 import pytest
 
 from gmvq_jax import data
-from gmvq_jax import errors
-from gmvq_jax.data import photographs
+from gmvq_jax.runtime import errors
+from gmvq_jax.data.sources import photographs
 
 NAMES = [name for split in photographs._SPLITS for name in split]
 HEIGHT, WIDTH = 70, 100

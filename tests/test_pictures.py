@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from gmvq_jax import pictures
+from gmvq_jax.reporting import pictures
 
 
 def test_comparison_puts_reconstructions_under_originals(rng):

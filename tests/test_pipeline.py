@@ -11,8 +11,8 @@ from PIL import Image
 import pytest
 
 from gmvq_jax import data
-from gmvq_jax import distributed
-from gmvq_jax import errors
+from gmvq_jax.runtime import distributed
+from gmvq_jax.runtime import errors
 from gmvq_jax.data import pipeline
 
 COUNT, BATCH, SEED = 21, 8, 3

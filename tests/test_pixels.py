@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from gmvq_jax.data import pixels
-from gmvq_jax.data.pixels import Shape
+from gmvq_jax.data import preprocess
+from gmvq_jax.data.preprocess import Shape
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def image(rng):
 
 
 def convert(image, **shape):
-  return pixels.from_image(Image.fromarray(image), Shape(**shape))
+  return preprocess.from_image(Image.fromarray(image), Shape(**shape))
 
 
 def resized(image, size):
@@ -76,15 +76,15 @@ def test_grey_is_luminance(image):
 def test_a_crop_may_be_the_whole_image_but_not_more(image):
   square = image[:50, :50]
   np.testing.assert_array_equal(convert(square, crop=50), square)
-  with pytest.raises(pixels.UnusableError) as caught:
+  with pytest.raises(preprocess.UnusableError) as caught:
     convert(image[:49, :60], crop=50)
   assert str(caught.value) == '49 x 60, smaller than the crop of 50'
 
 
 @pytest.mark.parametrize('mode', ['I', 'F'])
 def test_32_bits_are_not_guessed_at(mode):
-  with pytest.raises(pixels.UnusableError, match=f'32 bits.*mode {mode}'):
-    pixels.from_image(Image.new(mode, (4, 4)), Shape())
+  with pytest.raises(preprocess.UnusableError, match=f'32 bits.*mode {mode}'):
+    preprocess.from_image(Image.new(mode, (4, 4)), Shape())
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -92,10 +92,10 @@ def test_arrays_keep_their_channels(image, channels):
   """Whatever is configured: that is for image files."""
   array = image[..., :channels]
   for shape in (Shape(channels=3), Shape(channels=1)):
-    assert pixels.from_array(array, shape) is array
-    cropped = pixels.from_array(array, shape._replace(crop=140))
+    assert preprocess.from_array(array, shape) is array
+    cropped = preprocess.from_array(array, shape._replace(crop=140))
     np.testing.assert_array_equal(cropped, array[39:179, 19:159])
-    small = pixels.from_array(array, shape._replace(size=16))
+    small = preprocess.from_array(array, shape._replace(size=16))
     expected = resized(array[20:198].squeeze(), 16)
     np.testing.assert_array_equal(small.squeeze(), expected)
     assert small.shape == (16, 16, channels)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import tiny
 
-from gmvq_jax import config as config_lib
-from gmvq_jax import results
-from gmvq_jax import train
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.training import summary as summary_lib
+from gmvq_jax.training import trainer
 
 TESTS = pathlib.Path(__file__).parent
 MAIN = ('-m', 'gmvq_jax.main')
@@ -102,8 +102,8 @@ def test_two_processes_are_as_one_and_end_together(
   # Each process compiles all of its programs.
   config = tiny.small_config(tiny.save_images(tmp_path, photographs))
   one = tmp_path / 'one'
-  assert train.run(config, str(one), test=False)
-  expected = results.evaluate_workdir(str(one))
+  assert trainer.run(config, str(one), test=False)
+  expected = summary_lib.evaluate_workdir(str(one))
 
   def assert_as_one(actual, run):
     for name in ('mse', 'perplexity', 'split_perplexity', 'ssim'):
@@ -145,8 +145,8 @@ def test_two_processes_are_as_one_and_end_together(
   assert 'Stopped; saved step' in after(first, stopped)
   assert not (stopped / 'summary.json').exists()
   # It continues on eight devices of one process.
-  assert train.run(config, str(stopped), test=False)
-  assert_as_one(results.evaluate_workdir(str(stopped)), 'stopped')
+  assert trainer.run(config, str(stopped), test=False)
+  assert_as_one(summary_lib.evaluate_workdir(str(stopped)), 'stopped')
 
   assert started[1].returncode == -signal.SIGKILL
   assert started[0].returncode == 1, first_errors

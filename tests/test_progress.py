@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from gmvq_jax import progress
+from gmvq_jax.runtime import progress
 
 
 def pass_time(monkeypatch, times):

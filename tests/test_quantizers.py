@@ -21,9 +21,9 @@ import pytest
 import reference
 
 import gmvq_jax
-from gmvq_jax import assignment
-from gmvq_jax import checkpoint
-from gmvq_jax import distributed
+from gmvq_jax.ops import soft_assignment
+from gmvq_jax.training import checkpoint
+from gmvq_jax.runtime import distributed
 from gmvq_jax import quantizers
 
 C, L = 16, 4
@@ -754,10 +754,10 @@ def tiled_by_default(name, fields, num_codes, training):
 ])  # fmt: skip
 def test_tiles_change_nothing(monkeypatch, name, fields, num_codes, training):
   # Tiles of a few rows, the last one padded; of 100 codes a few at a time.
-  monkeypatch.setattr(assignment, '_TILE', {'cpu': 7 * C})
-  monkeypatch.setattr(assignment, '_MIN_ROWS', 7)
-  monkeypatch.setattr(assignment, '_MAX_TILE', 16 * 7 * 8)
-  monkeypatch.setattr(assignment, '_MAX_CODES', 16)
+  monkeypatch.setattr(soft_assignment, '_TILE', {'cpu': 7 * C})
+  monkeypatch.setattr(soft_assignment, '_MIN_ROWS', 7)
+  monkeypatch.setattr(soft_assignment, '_MAX_TILE', 16 * 7 * 8)
+  monkeypatch.setattr(soft_assignment, '_MAX_CODES', 16)
   arguments = FIELDS | {'two_sigma2': 1.0} | fields | {'num_codes': num_codes}
   both = [
       quantizers.make(name, **arguments, assignment=method)

@@ -10,8 +10,8 @@ from PIL import Image
 import pytest
 import tiny
 
-from gmvq_jax import charts
-from gmvq_jax import report
+from gmvq_jax.reporting import charts
+from gmvq_jax.reporting import pages
 
 
 def make_contents():
@@ -31,7 +31,7 @@ def make_contents():
       'mse': 5e-3, 'psnr': 23.0, 'perplexity': 9.0, 'bits_per_image': 50.0,
       'side': 4, 'num_codes': 16, 'bits': 64.0,
   }  # fmt: skip
-  return report.Contents(
+  return pages.Contents(
       config=config,
       metrics={
           'mse': 0.0123456, 'psnr': 19.085, 'ssim': 0.5, 'perplexity': 12.34,
@@ -68,7 +68,7 @@ def brief(contents):
 @pytest.fixture(scope='module')
 def rendered():
   """The page of `contents`."""
-  return report.render(make_contents())
+  return pages.render(make_contents())
 
 
 class Page(html.parser.HTMLParser):
@@ -121,12 +121,12 @@ def test_the_page_has_what_was_measured(rendered):
 def test_the_papers_figures_are_only_for_its_data(brief, rendered):
   assert 'the paper' in Page(rendered).text
   brief.config['data']['name'] = 'folder:x'
-  assert 'the paper' not in Page(report.render(brief)).text
+  assert 'the paper' not in Page(pages.render(brief)).text
 
 
 def test_names_are_escaped(brief):
   brief.config['data']['name'] = 'folder:<script>alert(1)</script>'
-  page = Page(report.render(brief))
+  page = Page(pages.render(brief))
   assert 'script' not in page.tags
   assert '<script>' in page.text
 
@@ -153,7 +153,7 @@ def test_every_term_has_a_curve(rendered):
 def test_a_run_without_records_and_codes_of_one_dimension(brief):
   """L = 1 has no plane to be drawn in; other quantizers have other terms."""
   bare = brief._replace(codebook=brief.codebook[:, :1])
-  svgs = Page(report.render(bare)).images('image/svg+xml')
+  svgs = Page(pages.render(bare)).images('image/svg+xml')
   assert len(svgs) == 1 + 3
 
 
@@ -161,7 +161,7 @@ def test_what_is_unknown_is_left_out(brief, rendered):
   """No k-means for so many codes, no rate, nothing validated yet."""
   brief.anchors['kmeans'] = None
   bare = brief._replace(images_per_second=None)
-  text, known = Page(report.render(bare)).text, Page(rendered).text
+  text, known = Page(pages.render(bare)).text, Page(rendered).text
   for words in ('k-means', 'images a second', 'best on validation'):
     assert words in known, words
     assert words not in text, words
@@ -172,7 +172,7 @@ def test_a_large_codebook_makes_no_large_page(brief, rng):
       codebook=rng.normal(size=(2**16, 4)).astype(np.float32),
       code_counts=rng.integers(0, 9, 2**16),
   )
-  assert len(report.render(large)) < 3e6
+  assert len(pages.render(large)) < 3e6
 
 
 def test_a_page_is_written_whole_or_not_at_all(brief, tmp_path, monkeypatch):
@@ -181,16 +181,16 @@ def test_a_page_is_written_whole_or_not_at_all(brief, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(charts, 'usage', None)
     with pytest.raises(TypeError):
-      report.write(path, brief)
+      pages.write(path, brief)
   assert path.read_text() == 'before'
-  report.write(path, brief)
+  pages.write(path, brief)
   assert path.read_text().startswith('<!doctype html>')
   assert list(tmp_path.iterdir()) == [path]
 
 
 def test_curves_leave_out_what_is_not_finite():
   records = [{'step': 1, 'x': 1.0}, {'step': 2, 'x': float('nan')}, {'step': 3}]
-  assert report._curve(records, 'x') == ([1], [1.0])
+  assert pages._curve(records, 'x') == ([1], [1.0])
 
 
 @pytest.mark.parametrize(
@@ -198,4 +198,4 @@ def test_curves_leave_out_what_is_not_finite():
     [(0.0123456, '0.0123'), (1234.5, '1,234'), (12.34, '12.3'), (0, '0')],
 )
 def test_numbers_have_three_digits(value, text):
-  assert report.significant(value) == text
+  assert pages.significant(value) == text

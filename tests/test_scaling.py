@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gmvq_jax import config as config_lib
+from gmvq_jax.training import config as config_lib
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 import scaling  # noqa: E402

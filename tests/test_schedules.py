@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gmvq_jax import schedules
+from gmvq_jax.training import schedules
 
 
 def test_learning_rate_warms_up_from_a_factor_then_falls_to_0():

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tiny
 
-from gmvq_jax import errors
-from gmvq_jax import records
-from gmvq_jax import report
-from gmvq_jax import train
+from gmvq_jax.runtime import errors
+from gmvq_jax.experiments import records
+from gmvq_jax.reporting import pages
+from gmvq_jax.training import trainer
 from gmvq_jax.experiments import ablations
 from gmvq_jax.experiments import entropy_sweep
 from gmvq_jax.experiments import sweep
@@ -53,17 +53,17 @@ def of_betas(mse):
 def test_a_sweep_from_start_to_end(tmp_path, photographs, monkeypatch):
   """Each variant by each seed, once; the same again is nothing."""
   # The report of each run stays empty: its charts take seconds.
-  monkeypatch.setattr(report, 'render', lambda contents: '')
+  monkeypatch.setattr(pages, 'render', lambda contents: '')
   config = tiny.config(
       tiny.save_images(tmp_path, photographs), num_steps=4, eval_every_steps=4
   )
-  seen, run = [], train.run
+  seen, run = [], trainer.run
 
   def spy(config, workdir, *, loaded):
     seen.append((config.quantizer.beta, config.seed, config.num_steps))
     return run(config, workdir, loaded=loaded)
 
-  monkeypatch.setattr(train, 'run', spy)
+  monkeypatch.setattr(trainer, 'run', spy)
 
   def do(**options):
     return sweep.run(
@@ -130,8 +130,8 @@ def test_the_command_line(name, tmp_path):
 
 def test_all_choices_can_be_configured():
   """With a default beside each that is different."""
-  from gmvq_jax import config as config_lib
-  from gmvq_jax import named_configs
+  from gmvq_jax.training import config as config_lib
+  from gmvq_jax.training import named_configs
 
   config = tiny.config('cifar10')
   assert named_configs.find('cifar10')

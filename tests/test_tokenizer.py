@@ -14,14 +14,14 @@ import pytest
 import tiny
 
 import gmvq_jax
-from gmvq_jax import checkpoint
-from gmvq_jax import distributed
-from gmvq_jax import errors
-from gmvq_jax import results
-from gmvq_jax import stored
-from gmvq_jax import tokenizer as tokenizer_lib
-from gmvq_jax import weights
-from gmvq_jax import workdir as workdir_lib
+from gmvq_jax.training import checkpoint
+from gmvq_jax.runtime import distributed
+from gmvq_jax.runtime import errors
+from gmvq_jax.training import summary
+from gmvq_jax.tokenizer import saved_model
+from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
+from gmvq_jax.tokenizer import weights
+from gmvq_jax.runtime import files as files_lib
 
 METHODS = (
     'gmvq', 'vqvae', 'vqvae+ema+replace', 'vqvae+affine+opt+replace+l2',
@@ -53,7 +53,7 @@ def untrained(name, channels=3, **fields):
   model, variables = tiny.random_model(config, channels)
   tensors = weights.of_model(model, variables)
   image_shape = (16, 16, channels)
-  made = gmvq_jax.Tokenizer(stored.Stored(config, tensors, image_shape))
+  made = gmvq_jax.Tokenizer(saved_model.Stored(config, tensors, image_shape))
   return made, model, variables
 
 
@@ -69,7 +69,7 @@ def test_attributes(tokenizer):
 
 def test_round_trip_has_the_error_of_the_evaluation(trained, tokenizer):
   workdir, images = trained
-  known = results.evaluate_workdir(str(workdir))
+  known = summary.evaluate_workdir(str(workdir))
   codes = tokenizer.encode(images)
   chex.assert_shape(codes, (60, 4, 4))
   chex.assert_type(codes, np.int32)
@@ -285,7 +285,7 @@ def test_paths_without_a_tokenizer(trained, tmp_path):
 
 def test_an_edited_configuration_is_refused(trained, tmp_path):
   edited = shutil.copytree(trained[0], tmp_path / 'edited')
-  config = workdir_lib.read_json(edited / 'config.json')
+  config = files_lib.read_json(edited / 'config.json')
   config['quantizer']['weight_scale'] = 2.0
   (edited / 'config.json').write_text(json.dumps(config))
   assert 'put that back' in message_of(gmvq_jax.Tokenizer.load, edited)

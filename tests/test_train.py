@@ -17,14 +17,14 @@ from PIL import Image
 import pytest
 import tiny
 
-from gmvq_jax import checkpoint
-from gmvq_jax import config as config_lib
+from gmvq_jax.training import checkpoint
+from gmvq_jax.training import config as config_lib
 from gmvq_jax import data as data_lib
-from gmvq_jax import distributed
-from gmvq_jax import errors
-from gmvq_jax import experiment
-from gmvq_jax import results
-from gmvq_jax import train
+from gmvq_jax.runtime import distributed
+from gmvq_jax.runtime import errors
+from gmvq_jax.training import experiment
+from gmvq_jax.training import summary as summary_lib
+from gmvq_jax.training import trainer
 
 SUMMARY = {
     'mse', 'psnr', 'ssim', 'perplexity', 'soft_perplexity', 'codes_used',
@@ -48,7 +48,7 @@ def finished(tmp_path_factory, run_dir):
   """A finished run: its work directory, summary and output; read only."""
   workdir = tmp_path_factory.mktemp('finished') / 'run'
   with contextlib.redirect_stdout(io.StringIO()) as output:
-    summary = train.run(tiny.like(run_dir), str(workdir))
+    summary = trainer.run(tiny.like(run_dir), str(workdir))
   return workdir, summary, output.getvalue()
 
 
@@ -66,8 +66,8 @@ def unfinish(workdir):
 
 def run(workdir, config):
   """Trains without a report; returns the summary of the test split."""
-  assert train.run(config, str(workdir), test=False)
-  return results.evaluate_workdir(str(workdir))
+  assert trainer.run(config, str(workdir), test=False)
+  return summary_lib.evaluate_workdir(str(workdir))
 
 
 def records(workdir):
@@ -96,7 +96,7 @@ def test_what_a_run_leaves_behind(run_dir, finished):
   picture = Image.open(workdir / 'pictures' / 'step_00000012.png')
   assert picture.size == (2 * 16 * 18, 2 * 4 * 18)
   # Evaluating it again gives the same.
-  again = results.evaluate_workdir(str(workdir))
+  again = summary_lib.evaluate_workdir(str(workdir))
   for key in set(again):
     assert again[key] == summary[key], key
   assert 'validation at step 12: mse' in output
@@ -146,13 +146,13 @@ def test_starting_from_parameters_of_other_shapes_is_refused(
   checkpoints.close()
   config = tiny.like(run_dir, init_from=str(tmp_path / 'old'))
   with pytest.raises(errors.UserError, match='none of its checkpoints can be'):
-    train.run(config, str(tmp_path / 'run'))
+    trainer.run(config, str(tmp_path / 'run'))
 
 
 def test_a_finished_run_is_not_run_again(run_dir, finished):
   workdir, summary, _ = finished
   before = (workdir / 'metrics.jsonl').read_text()
-  assert train.run(tiny.like(run_dir), str(workdir)) == summary
+  assert trainer.run(tiny.like(run_dir), str(workdir)) == summary
   assert (workdir / 'metrics.jsonl').read_text() == before
 
 
@@ -160,19 +160,19 @@ def test_a_changed_config_json_is_not_believed(copy):
   path = copy / 'config.json'
   path.write_text(path.read_text().replace('"beta": 10.0', '"beta": 18.0'))
   with pytest.raises(errors.UserError, match='config.json: is not the config'):
-    results.evaluate_workdir(str(copy))
+    summary_lib.evaluate_workdir(str(copy))
 
 
 def test_another_configuration_is_refused_and_nothing_lost(run_dir, copy):
   files = {p: p.read_bytes() for p in copy.iterdir() if p.is_file()}
   for field, value in (('num_steps', 24), ('quantizer__beta', 2.0)):
     with pytest.raises(errors.UserError, match=field.replace('__', '.')):
-      train.run(tiny.like(run_dir, **{field: value}), str(copy))
+      trainer.run(tiny.like(run_dir, **{field: value}), str(copy))
   for path, content in files.items():
     assert path.read_bytes() == content, path
   (copy / 'config.json').unlink()
   with pytest.raises(errors.UserError, match='no config.json'):
-    train.run(tiny.like(run_dir), str(copy))
+    trainer.run(tiny.like(run_dir), str(copy))
 
 
 @pytest.fixture(scope='module')
@@ -203,7 +203,7 @@ def diverged(tmp_path_factory, run_dir):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(experiment.Experiment, 'make_train_step', make_unstable)
     with pytest.raises(errors.DivergedError) as caught:
-      train.run(tiny.like(run_dir), str(workdir))
+      trainer.run(tiny.like(run_dir), str(workdir))
   return workdir, str(caught.value)
 
 
@@ -246,7 +246,7 @@ def test_a_failed_start_leaves_no_run_behind(run_dir, finished, tmp_path):
   ):
     config = tiny.like(run_dir, **{field: value})
     with pytest.raises(errors.UserError, match=message):
-      train.run(config, str(tmp_path / 'run'))
+      trainer.run(config, str(tmp_path / 'run'))
     assert not (tmp_path / 'run' / 'config.json').exists(), field
   summary = run(tmp_path / 'run', tiny.like(run_dir, data__keep='device'))
   assert summary['parameters_sha256'] == finished[1]['parameters_sha256']
@@ -272,9 +272,9 @@ def test_the_best_on_validation_is_what_is_tested(
 
   monkeypatch.setattr(experiment.Experiment, 'evaluate', rising)
   workdir = tmp_path / 'run'
-  best = train.run(tiny.like(run_dir), str(workdir), test=False)
+  best = trainer.run(tiny.like(run_dir), str(workdir), test=False)
   assert (best['step'], best['mse']) == (8, 108)
-  summary = results.evaluate_workdir(str(workdir))
+  summary = summary_lib.evaluate_workdir(str(workdir))
   assert (summary['step'], summary['mse']) == (8, 92)
 
 
@@ -318,15 +318,15 @@ def test_a_run_has_a_report_before_its_end(copy, tmp_path):
   """It is that of the end where nothing else was learnt."""
   at_the_end = (copy / 'report.html').read_text()
   (copy / 'report.html').unlink()
-  assert results.report_workdir(str(copy)) == copy / 'report.html'
+  assert summary_lib.report_workdir(str(copy)) == copy / 'report.html'
   # The last line of metrics.jsonl, of the test split, has no curve.
   assert (copy / 'report.html').read_text() == at_the_end
   (copy / 'summary.json').unlink()
   (copy / 'metrics.jsonl').unlink()
-  results.report_workdir(str(copy))
+  summary_lib.report_workdir(str(copy))
   assert not (copy / 'summary.json').exists()
   with pytest.raises(errors.UserError, match='holds no config.json'):
-    results.report_workdir(str(tmp_path))
+    summary_lib.report_workdir(str(tmp_path))
 
 
 def test_starting_from_the_parameters_of_another_run(name, tmp_path):
@@ -344,7 +344,7 @@ def test_starting_from_the_parameters_of_another_run(name, tmp_path):
   ]):
     init_from = '' if source is None else str(tmp_path / str(source))
     config = tiny.small_config(name, init_from=init_from, **fields)
-    best = train.run(config, str(tmp_path / str(number)), test=False)
+    best = trainer.run(config, str(tmp_path / str(number)), test=False)
     expected[number] = best['mse']
     if 'learning_rate' in fields:
       assert best['mse'] == pytest.approx(expected[source], rel=1e-3), number
@@ -358,13 +358,13 @@ def test_a_report_that_fails_loses_nothing(
   (copy / 'summary.json').unlink()
   (copy / 'report.html').unlink()
   with monkeypatch.context() as patch:
-    patch.setattr(results.report, 'write', None)
-    summary = train.run(tiny.like(run_dir), str(copy))
+    patch.setattr(summary_lib.report, 'write', None)
+    summary = trainer.run(tiny.like(run_dir), str(copy))
   assert 'The report is not written (TypeError' in caplog.text
   assert json.loads((copy / 'summary.json').read_text()) == summary
   assert summary['parameters_sha256'] == finished[1]['parameters_sha256']
   assert not (copy / 'report.html').exists()
-  assert train.run(tiny.like(run_dir), str(copy)) == summary
+  assert trainer.run(tiny.like(run_dir), str(copy)) == summary
   assert (copy / 'report.html').exists()
 
 
@@ -374,5 +374,5 @@ def test_a_run_does_not_continue_with_other_images(run_dir, name, copy):
   splits, on_device = data_lib.load(name)
   others = splits._replace(train=splits.train[::-1])
   with pytest.raises(errors.UserError, match='not the images that the run'):
-    train.run(tiny.like(run_dir), str(copy), loaded=(others, on_device))
+    trainer.run(tiny.like(run_dir), str(copy), loaded=(others, on_device))
   assert (copy / 'metrics.jsonl').read_text() == before, 'it trained'

@@ -9,12 +9,12 @@ import pytest
 import tiny
 
 import gmvq_jax
-from gmvq_jax import autoencoder
-from gmvq_jax import distributed
-from gmvq_jax import experiment
-from gmvq_jax import networks
-from gmvq_jax import programs
-from gmvq_jax import train_step
+from gmvq_jax.nn import autoencoder
+from gmvq_jax.runtime import distributed
+from gmvq_jax.training import experiment
+from gmvq_jax.nn import networks
+from gmvq_jax.training import build as build_lib
+from gmvq_jax.training import train_step
 
 
 class Steps:
@@ -33,10 +33,10 @@ class Steps:
     self.images = self.experiment.splits.train[:16]
     self.start = jax.device_get(start or self.experiment.init_state())
     self.states, self.metrics = [], []
-    builds, build = [], programs.build
+    builds, build = [], build_lib.build
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(
-          programs, 'build', lambda *args: builds.append(args) or build(*args)
+          build_lib, 'build', lambda *args: builds.append(args) or build(*args)
       )
       state = self.start
       for _ in range(count):
@@ -54,7 +54,7 @@ class Steps:
 
 @pytest.fixture(scope='module')
 def gmvq(trained):
-  programs._programs.cache_clear()  # Other tests may have traced the step.
+  build_lib._programs.cache_clear()  # Other tests may have traced the step.
   return Steps(tiny.like(trained[0]))
 
 

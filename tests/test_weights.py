@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny
 
-from gmvq_jax import errors
-from gmvq_jax import weights
+from gmvq_jax.runtime import errors
+from gmvq_jax.tokenizer import weights
 
 
 @pytest.fixture(scope='module', params=['gmvq', 'vqvae+ema', 'fsq'])

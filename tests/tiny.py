@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmvq_jax import checkpoint
-from gmvq_jax import config as config_lib
-from gmvq_jax import experiment
-from gmvq_jax import losses
-from gmvq_jax import programs
-from gmvq_jax import workdir
+from gmvq_jax.training import checkpoint
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.training import experiment
+from gmvq_jax.nn import losses
+from gmvq_jax.training import build
+from gmvq_jax.runtime import files
 
 FIELDS = {
     'batch_size': 16,
@@ -102,7 +102,7 @@ def random_arrays(like, seed=0):
 
 def random_model(config, channels=3, seed=0):
   """Returns the model of a configuration, and `random_arrays` for it."""
-  model = programs.build_model(config, programs.numbers_of(config), channels)
+  model = build.build_model(config, build.numbers_of(config), channels)
   like = jax.eval_shape(
       lambda: model.init(jax.random.key(0), (16, 16, channels))
   )
@@ -121,7 +121,7 @@ def save_checkpoints(exp, path, errors):
     The state of each step.
   """
   path.mkdir()
-  workdir.write_json(path / 'config.json', exp.config.to_dict())
+  files.write_json(path / 'config.json', exp.config.to_dict())
   checkpoints = checkpoint.Checkpoints(path)
   place = {'origin': exp.origin, 'batches': None}
   states = {}
@@ -137,7 +137,7 @@ def like(run, **fields):
 
   Runs that differ in numbers alone share its compiled programs.
   """
-  result = workdir.read_config(str(run))
+  result = files.read_config(str(run))
   result.update_from_flattened_dict(
       {k.replace('__', '.'): v for k, v in fields.items()}
   )

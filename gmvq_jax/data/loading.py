@@ -4,14 +4,14 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from gmvq_jax import errors
-from gmvq_jax.data import arrays
-from gmvq_jax.data import cifar10
-from gmvq_jax.data import folder
-from gmvq_jax.data import photographs
-from gmvq_jax.data import pixels
-from gmvq_jax.data import sources
-from gmvq_jax.data import tfds
+from gmvq_jax.runtime import errors
+from gmvq_jax.data.sources import arrays
+from gmvq_jax.data.sources import cifar10
+from gmvq_jax.data.sources import folder
+from gmvq_jax.data.sources import photographs
+from gmvq_jax.data import preprocess
+from gmvq_jax.data import images as images_lib
+from gmvq_jax.data.sources import tfds
 
 _DEVICE_BYTES = 2 * 2**30
 _CONTAINER_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')
@@ -23,9 +23,9 @@ class Splits(NamedTuple):
   What is chosen is chosen on `validation`; `test` is for the end.
   """
 
-  train: sources.Images
-  validation: sources.Images
-  test: sources.Images
+  train: images_lib.Images
+  validation: images_lib.Images
+  test: images_lib.Images
 
 
 def load(
@@ -72,7 +72,7 @@ def load(
   Raises:
     errors.UserError: for what cannot be found, read or used.
   """
-  shape = pixels.Shape(crop, size, channels)
+  shape = preprocess.Shape(crop, size, channels)
   kind, colon, path = name.partition(':')
   if colon and not path:
     raise errors.UserError(f'data.name={name}: the path is missing; give one')
@@ -97,7 +97,7 @@ def load(
   if keep == 'auto':
     keep = _choose(num_bytes)
   if keep != 'stream':
-    splits = Splits(*(sources.read_all(images, name) for images in splits))
+    splits = Splits(*(images_lib.read_all(images, name) for images in splits))
   return splits, keep == 'device'
 
 

@@ -12,8 +12,8 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from gmvq_jax import distributed
-from gmvq_jax.data import sources
+from gmvq_jax.runtime import distributed
+from gmvq_jax.data import images as images_lib
 
 _THREADS = 4
 _AHEAD = 4  # Batches.
@@ -51,7 +51,7 @@ class Order:
 
 
 def batches(
-    images: sources.Images,
+    images: images_lib.Images,
     batch_size: int,
     mesh: Mesh,
     *,

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from absl import flags
 import numpy as np
 
-from gmvq_jax import charts
-from gmvq_jax import errors
+from gmvq_jax.reporting import charts
+from gmvq_jax.runtime import errors
 from gmvq_jax.experiments import sweep
 
 

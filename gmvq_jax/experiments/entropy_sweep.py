@@ -14,9 +14,9 @@ import math
 from absl import flags
 import numpy as np
 
-from gmvq_jax import charts
-from gmvq_jax import errors
-from gmvq_jax import report
+from gmvq_jax.reporting import charts
+from gmvq_jax.runtime import errors
+from gmvq_jax.reporting import pages
 from gmvq_jax.experiments import sweep
 
 # Metric, heading and factor.
@@ -84,8 +84,8 @@ def trends(results: sweep.Results) -> list[str]:
     sentences.append(
         f'{title.partition(" ×")[0]}: rank correlation with β'
         f' {_rank_correlation(pairs):+.2f} over {len(pairs)} runs; lowest at'
-        f' β = {least:g} ({report.significant(means[least])}), highest at'
-        f' β = {most:g} ({report.significant(means[most])}).'
+        f' β = {least:g} ({pages.significant(means[least])}), highest at'
+        f' β = {most:g} ({pages.significant(means[most])}).'
     )
   return sentences
 

@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gmvq_jax import posterior
+from gmvq_jax.ops import posterior
 
 Payoff = Callable[[jax.Array], jax.Array]
 

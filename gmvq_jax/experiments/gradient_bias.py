@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmvq_jax import charts
-from gmvq_jax import command_line
-from gmvq_jax import errors
-from gmvq_jax import report
-from gmvq_jax import workdir
+from gmvq_jax.reporting import charts
+from gmvq_jax.training import command_line
+from gmvq_jax.runtime import errors
+from gmvq_jax.reporting import pages
+from gmvq_jax.runtime import files
 from gmvq_jax.experiments import estimators
 
 SIZES = (10, 50, 5, 1)
@@ -189,7 +189,7 @@ def experiment(settings: Settings) -> tuple[Results, dict[str, Measured]]:
   results = {
       'settings': {**settings._asdict(), 'divisors': _rounded(DIVISORS)},
       'activations': summaries,
-      'versions': report.versions(),
+      'versions': pages.versions(),
       'seconds': round(time.monotonic() - start, 1),
   }
   return results, measured
@@ -400,8 +400,8 @@ def write(
       'gradient_bias_parts.svg': parts(results['activations'][first]),
   }
   for name, drawing in drawings.items():
-    workdir.write_bytes(folder / name, drawing.encode())
-  workdir.write_json(folder / 'gradient_bias.json', results)
+    files.write_bytes(folder / name, drawing.encode())
+  files.write_json(folder / 'gradient_bias.json', results)
 
 
 def _rounded(value):
@@ -423,7 +423,7 @@ def _main(argv):
         f'--activations={",".join(given.activations)}: must be of'
         f' {", ".join(ACTIVATIONS)}'
     )
-  folder = workdir.create(given.output, 'output')
+  folder = files.create(given.output, 'output')
   settings = Settings(
       networks=given.networks,
       repeats=given.repeats,

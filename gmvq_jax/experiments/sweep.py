@@ -20,13 +20,13 @@ from ml_collections import ConfigDict
 from ml_collections import config_flags
 import numpy as np
 
-from gmvq_jax import command_line
-from gmvq_jax import config as config_lib
+from gmvq_jax.training import command_line
+from gmvq_jax.training import config as config_lib
 from gmvq_jax import data
-from gmvq_jax import errors
-from gmvq_jax import records
-from gmvq_jax import report
-from gmvq_jax import workdir as workdir_lib
+from gmvq_jax.runtime import errors
+from gmvq_jax.experiments import records
+from gmvq_jax.reporting import pages
+from gmvq_jax.runtime import files
 
 # By name, the fields in which a variant differs from the configuration.
 Variants = Mapping[str, dict[str, Any]]
@@ -90,7 +90,7 @@ def run(
   configs = {name: _vary(config, fields) for name, fields in variants.items()}
   for varied in configs.values():
     config_lib.validate(varied)
-  path = workdir_lib.create(workdir)
+  path = files.create(workdir)
   loaded = data.load(**config.data)
   results = {'command': command, 'config': records.plain(config), 'runs': []}
   jobs = list(itertools.product(variants, seeds))
@@ -125,16 +125,16 @@ def mean_and_all(values: Sequence[float]) -> str:
   """Returns a cell: the mean, and of several values in brackets each."""
   if not len(values):
     return 'diverged'
-  shown = [report.significant(value) for value in (np.mean(values), *values)]
+  shown = [pages.significant(value) for value in (np.mean(values), *values)]
   return f'{shown[0]} ({", ".join(shown[1:])})' if len(values) > 1 else shown[0]
 
 
 def write(experiment: Experiment, results: Results, folder: str) -> None:
   """Writes results and their figure, each whole or not at all."""
-  path = workdir_lib.create(folder, 'output')
-  workdir_lib.write_json(path / f'{experiment.name}.json', results)
+  path = files.create(folder, 'output')
+  files.write_json(path / f'{experiment.name}.json', results)
   figure = experiment.figure(results)
-  workdir_lib.write_bytes(path / f'{experiment.name}.svg', figure.encode())
+  files.write_bytes(path / f'{experiment.name}.svg', figure.encode())
 
 
 def define_flags() -> None:
@@ -163,7 +163,7 @@ def command(experiment: Experiment) -> None:
     workdir = flags.FLAGS.workdir
     output = flags.FLAGS.output or workdir
     if flags.FLAGS.output:  # Not to be found out after hours.
-      workdir_lib.create(output, 'output')
+      files.create(output, 'output')
     given = ' '.join(sys.argv[1:])
     results = run(
         config,

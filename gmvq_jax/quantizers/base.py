@@ -9,10 +9,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gmvq_jax import codebook
-from gmvq_jax import numerics
-from gmvq_jax import posterior
-from gmvq_jax.albo import perplexity
+from gmvq_jax.ops import clustering
+from gmvq_jax.ops import numerics
+from gmvq_jax.ops import posterior
+from gmvq_jax.ops.albo import perplexity
 
 Params = Any  # A pytree of arrays; the optimiser's.
 State = Any  # A pytree of arrays; the quantizer's own.
@@ -288,7 +288,7 @@ def shares(
     codes: jax.Array, num_codes: int, mask: jax.Array, axis_name: str | None
 ) -> jax.Array:
   """Returns the share of positions of each code, `[C]`."""
-  counts = codebook.code_counts(codes, num_codes, mask=mask)
+  counts = clustering.code_counts(codes, num_codes, mask=mask)
   if axis_name is not None:
     counts = jax.lax.psum(counts, axis_name)
   return counts / jnp.maximum(counts.sum(), jnp.finfo(counts.dtype).tiny)

@@ -1,0 +1,202 @@
+"""Images that are read when they are asked for, and the cache of read ones."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import concurrent.futures
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from gmvq_jax.runtime import errors
+from gmvq_jax.runtime import progress
+
+_LOGGER = logging.getLogger(__name__)
+_READ_AT_ONCE = 1024
+_IDENTIFYING = 64
+
+
+class Lazy:
+  """What the rest of the package uses of an array of images, read on demand.
+
+  `len`, `shape`, `nbytes`, and indexing by a slice or by an array of integers.
+  """
+
+  def __init__(
+      self,
+      read: Callable[[np.ndarray], np.ndarray],
+      count: int,
+      *,
+      identity: str = '',
+  ):
+    """Wraps a reader.
+
+    Args:
+      read: takes indices `[n]` and returns images uint8 `[n, H, W, channels]`.
+        Called by several threads.
+      count: how many images there are.
+      identity: changes whenever the images do; the key of the cache. Empty:
+        they are read faster than a cache would be.
+    """
+    self._read = read
+    self._count = count
+    self.identity = identity
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+    images = self._read(np.arange(self._count)[indices])
+    if images.shape[1:] != self.shape[1:]:
+      raise errors.UserError(
+          f'data: images are of different shapes, such as {self.shape[1:]} and'
+          f' {images.shape[1:]}; give --config.data.size=SIDE to crop and'
+          ' resize them to squares'
+      )
+    return images
+
+  @functools.cached_property
+  def shape(self) -> tuple[int, ...]:
+    """`(N, H, W, channels)`; the last three are 0 where there is no image."""
+    if not self._count:
+      return (0, 0, 0, 0)
+    return (self._count, *self._read(np.arange(1)).shape[1:])
+
+  @property
+  def nbytes(self) -> int:
+    """What an array of the images takes."""
+    return int(np.prod(self.shape, dtype=np.int64))
+
+
+Images = np.ndarray | Lazy
+
+
+def fingerprint(*parts: Images) -> str:
+  """Returns how many images there are, and a digest of some of each part."""
+  digest = hashlib.sha256()
+  for images in parts:
+    few = np.linspace(0, len(images) - 1, _IDENTIFYING).astype(int)
+    digest.update(np.ascontiguousarray(images[few]))
+  counts = '+'.join(str(len(images)) for images in parts)
+  return f'{counts} images {digest.hexdigest()[:12]}'
+
+
+def read_all(images: Images, name: str) -> np.ndarray:
+  """Returns images as an array, by way of the cache.
+
+  Args:
+    images: an array is returned as it is.
+    name: for the user, and in the name of the file.
+  """
+  if isinstance(images, np.ndarray):
+    return images
+  if not images.identity:
+    return images[:]
+  path = cache_path(name, images.identity, '.npy')
+  try:
+    return np.load(path, allow_pickle=False)
+  except FileNotFoundError:
+    pass
+  except Exception:
+    _LOGGER.warning('Cached images %s are damaged; reading them anew.', path)
+  array = np.empty(images.shape, np.uint8)
+  starts = range(0, len(images), _READ_AT_ONCE)
+  for start in progress.track(starts, f'Reading {len(images)} images'):
+    part = slice(start, start + _READ_AT_ONCE)
+    array[part] = images[part]
+  write_cached(path, lambda file: np.save(file, array))
+  return array
+
+
+def in_threads(function: Callable[[Any], Any], items: Sequence) -> list:
+  """Returns `[function(item) for item in items]`, with a thread for each core.
+
+  They are shared by all callers, and `function` must not call this.
+
+  Args:
+    function: releases Python's lock most of the time, as decoding images does.
+    items: each thread takes a run of them, as a task for each would cost more
+      than a small image.
+  """
+  size = -(-len(items) // _cores()) or 1
+  parts = [items[i : i + size] for i in range(0, len(items), size)]
+  done = _pool().map(lambda part: [function(item) for item in part], parts)
+  return [result for part in done for result in part]
+
+
+def _cores():
+  # Those that this process may use, which in a container are fewer.
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+@functools.cache
+def _pool():
+  return concurrent.futures.ThreadPoolExecutor(_cores(), 'images')
+
+
+def cache_dir() -> pathlib.Path:
+  """Returns `$XDG_CACHE_HOME/gmvq_jax`, by default `~/.cache/gmvq_jax`."""
+  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(base) / 'gmvq_jax'
+
+
+def cache_path(name: str, identity: str, suffix: str) -> pathlib.Path:
+  """Returns where what has this name and identity is cached."""
+  digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+  plain = ''.join(c if c.isalnum() else '-' for c in name)[-40:]
+  return cache_dir() / f'{plain}-{digest}{suffix}'
+
+
+def write_cached(path: pathlib.Path, write: Callable[[Any], None]) -> None:
+  """Writes whole or not at all; a full or read-only disk costs only time.
+
+  Args:
+    path: of `cache_path`.
+    write: writes to an open binary file.
+  """
+  temporary = None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+      temporary = file.name
+      write(file)
+    os.replace(temporary, path)
+  except OSError as error:
+    _LOGGER.warning('%s is not cached: %s', path.name, error)
+  finally:
+    if temporary and os.path.exists(temporary):
+      os.unlink(temporary)
+
+
+def remember(name: str, identity: str, compute: Callable[[], Any]) -> Any:
+  """Returns a JSON value from the cache, or computes and caches it."""
+  path = cache_path(name, identity, '.json')
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    value = compute()
+    text = json.dumps(value, indent=2).encode()
+    write_cached(path, lambda file: file.write(text))
+    return value
+
+
+def identity_of_files(paths: list[pathlib.Path]) -> str:
+  """Returns what changes when a file is added, removed or written."""
+  stats = [(str(path), *_size_and_time(path)) for path in paths]
+  return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+def _size_and_time(path):
+  try:
+    stat = path.stat()
+  except OSError:  # Such as a link to nothing.
+    return ()
+  return stat.st_size, stat.st_mtime_ns

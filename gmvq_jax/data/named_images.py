@@ -1,0 +1,126 @@
+"""Whole sets of images with a name for each, for what is done with all."""
+
+import hashlib
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from gmvq_jax.runtime import errors
+from gmvq_jax.data.sources import arrays
+from gmvq_jax.data.sources import cifar10
+from gmvq_jax.data.sources import folder
+from gmvq_jax.data.sources import photographs
+from gmvq_jax.data import preprocess
+from gmvq_jax.data import images as images_lib
+from gmvq_jax.data.sources import tfds
+
+FORMS = 'folder:PATH, array:PATH.npy, array:PATH.npz:ARRAY or DATASET:SPLIT'
+_PHOTOGRAPHS = ('train', 'validation', 'test')
+
+
+class NamedImages(NamedTuple):
+  """Images, and what they are called.
+
+  Attributes:
+    source: what was loaded, for the user.
+    images: read as they are asked for.
+    prefix: of the names that are numbers.
+    files: the names, of images that have their own; empty for others.
+  """
+
+  source: str
+  images: images_lib.Images
+  prefix: str = ''
+  files: tuple[str, ...] = ()
+
+  @property
+  def identity(self) -> str:
+    """What changes when an image or its name does.
+
+    By the files they are in, or for arrays in memory by some of them.
+    """
+    known = getattr(self.images, 'identity', '')
+    digest = hashlib.sha256(known.encode())
+    digest.update(images_lib.fingerprint(self.images).encode())
+    for file in self.files:
+      digest.update(os.fsencode(file) + bytes(1))
+    return digest.hexdigest()
+
+  def name(self, index: int) -> str:
+    """Returns the name of an image, which no other of the set has."""
+    return self.files[index] if self.files else f'{self.prefix}{index:06}'
+
+
+def load(
+    name: str,
+    shape: preprocess.Shape,
+    *,
+    data_dir: str = '',
+    skip_bad: bool = True,
+) -> NamedImages:
+  """Opens a set of images, without dividing it into splits.
+
+  Args:
+    name: what to load.
+      - `folder:PATH`: every image in a folder, to any depth, by its path in it;
+      - `array:PATH.npy`, or `array:PATH.npz:ARRAY`: uint8 images, by number;
+      - `DATASET:SPLIT`: a data set of TensorFlow Datasets, such as
+        `cifar10:test` or `cifar10:train[:90%]`, or `photographs`, by number.
+    shape: what images are made to be; arrays keep their channels.
+    data_dir: of TensorFlow Datasets; see `tfds.load`.
+    skip_bad: see `folder.load_whole`.
+
+  Raises:
+    errors.UserError: for what cannot be found, read or used, and when there is
+      no image.
+  """
+  kind, colon, rest = name.partition(':')
+  if not colon or not kind or not rest:
+    raise errors.UserError(f'{name!r}: is no set of images; give {FORMS}')
+  path = pathlib.Path(os.path.expanduser(rest))
+  if kind == 'folder':
+    images, files = folder.load_whole(path, shape, skip_bad=skip_bad)
+    loaded = NamedImages(name, images, files=files)
+  elif kind == 'array':
+    loaded = NamedImages(name, _made(arrays.load_whole(rest), shape, name))
+  else:
+    images = _split(kind, rest, shape, data_dir)
+    loaded = NamedImages(name, images, prefix=f'{rest}/')
+  if not len(loaded.images):
+    raise errors.UserError(f'{name}: holds no image; there must be one')
+  return loaded
+
+
+def _split(name, split, shape, data_dir):
+  if name == 'photographs':
+    if split not in _PHOTOGRAPHS:
+      raise errors.UserError(
+          f'{name}:{split}: there is no such split; there are'
+          f' {", ".join(_PHOTOGRAPHS)}'
+      )
+    parts = photographs.load(shape.size or 32, shape.channels)
+    return _made(parts[_PHOTOGRAPHS.index(split)], shape, name)
+  if name == 'cifar10' and cifar10.wanted(data_dir):
+    return _made(cifar10.load((split,))[0], shape, name)
+  return tfds.load(name, data_dir, (split,), shape)[0]
+
+
+def _made(images, shape, name):
+  """Returns an array cropped and resized, as its images are asked for."""
+  if not (shape.crop or shape.size):
+    return images
+
+  def read(indices):
+    try:
+      return np.stack(
+          [preprocess.from_array(image, shape) for image in images[indices]]
+      )
+    except preprocess.UnusableError as error:
+      raise errors.UserError(
+          f'{name}: its images are {error}; give a smaller crop'
+      ) from error
+
+  identity = getattr(images, 'identity', '')
+  return images_lib.Lazy(read, len(images), identity=identity)

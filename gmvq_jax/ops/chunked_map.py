@@ -1,0 +1,138 @@
+"""A function of rows, computed tile by tile so that little is held at a time.
+
+What is kept for the backward pass is the rows themselves: it computes each tile
+again. Shapes: `N` rows, `T` of them in a tile.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gmvq_jax.ops import numerics
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def map_rows(
+    function: Callable[..., tuple[Any, Any]],
+    num_rows: int,
+    shards: int,
+    params: Any,
+    rows: Any,
+    seeds: Any,
+) -> tuple[Any, Any]:
+  """Returns `function(params, rows, seeds)`, computed by tiles.
+
+  Every shard computes its own tiles, and only sums of shards are added. Where
+  each lies on one device, nothing of the size of the rows leaves it.
+
+  Args:
+    function: `(params, rows, seeds) -> (sums, results)` of any number of rows:
+      `sums` are added over tiles, `results [n, ...]` are of each row. Rows of
+      zeros, which fill the last tile, must add nothing to sums. It closes over
+      no traced value.
+    num_rows: T, a tile's.
+    shards: parts of the rows that are tiled apart: the devices they lie on.
+    params: a pytree of floating-point arrays.
+    rows: a pytree of floating-point arrays `[N, ...]`.
+    seeds: a pytree of integer arrays `[N, ...]`.
+  """
+  return _forward(function, num_rows, shards, params, rows, seeds)[0]
+
+
+def _forward(function, num_rows, shards, params, rows, seeds):
+  def of_tile(tile):
+    return function(params, *tile)
+
+  outputs = fold(of_tile, num_rows, shards, (rows, seeds))
+  return outputs, (params, rows, seeds)
+
+
+def _backward(function, num_rows, shards, residuals, gradients):
+  params, rows, seeds = residuals
+  d_sums, d_results = gradients
+
+  def of_tile(tile):
+    rows, seeds, d_results = tile
+    _, vjp = jax.vjp(lambda p, r: _floats(function(p, r, seeds)), params, rows)
+    return vjp((d_sums, d_results))
+
+  d_params, d_rows = fold(
+      of_tile, num_rows, shards, (rows, seeds, _floats(d_results))
+  )
+  return d_params, d_rows, None
+
+
+map_rows.defvjp(_forward, _backward)
+
+
+def _floats(tree):
+  """Returns a tree without the leaves that have no gradient."""
+  return jax.tree.map(
+      lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree
+  )
+
+
+def fold(
+    of_tile: Callable[[Any], tuple[Any, Any]],
+    num_rows: int,
+    shards: int,
+    rows: Any,
+) -> tuple[Any, Any]:
+  """Returns the sums and the results of all tiles; see `map_rows`.
+
+  It has no derivative of its own. The rows are sliced where they lie; to scan
+  over them would copy them.
+
+  Args:
+    of_tile: `rows -> (sums, results)`.
+    num_rows: T.
+    shards: parts of the rows that are tiled apart.
+    rows: a pytree of arrays `[N, ...]`.
+  """
+  total = len(jax.tree.leaves(rows)[0])
+  per_shard = total // shards
+  num_rows = min(num_rows, per_shard)
+  padding = -per_shard % num_rows
+
+  def divide(x):
+    x = x.reshape(shards, per_shard, *x.shape[1:])
+    return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+
+  def collect(x):
+    return x[:, :per_shard].reshape(total, *x.shape[2:])
+
+  def tile_at(start):
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, start, num_rows, 1), rows
+    )
+
+  def step(index, carry):
+    start = index * num_rows
+    new = jax.vmap(of_tile)(tile_at(start))
+    sums = jax.tree.map(jnp.add, carry[0], new[0])
+    results = jax.tree.map(
+        lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, 1),
+        carry[1],
+        new[1],
+    )
+    return sums, results
+
+  rows = jax.tree.map(divide, rows)
+  sums, results = jax.eval_shape(lambda: jax.vmap(of_tile)(tile_at(0)))
+  start = (
+      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
+      jax.tree.map(
+          lambda x: jnp.zeros(
+              (shards, per_shard + padding, *x.shape[2:]), x.dtype
+          ),
+          results,
+      ),
+  )
+  sums, results = numerics.loop(
+      (per_shard + padding) // num_rows, step, start
+  )
+  sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+  return sums, jax.tree.map(collect, results)

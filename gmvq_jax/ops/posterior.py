@@ -1,0 +1,287 @@
+"""The GM-VQ posterior: eqs 12 and 15-18 of arXiv 2410.10180, as pure functions.
+
+Shapes: leading dimensions are free. `L` is the dimension of a latent and `C`
+the number of codes. Computations are in float32 at least; float64 stays.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from gmvq_jax.ops import counter_rng
+from gmvq_jax.ops import numerics
+
+# Added to eq 18 under the square root, whose derivative at 0 is infinite.
+VARIANCE_EPS = 1e-8
+
+
+class Latents(NamedTuple):
+  """One draw from the posterior of each position.
+
+  Attributes:
+    z: `[..., L]`, the sampled latents, reparameterised.
+    codes: `[...]` int32, the code each latent was drawn with.
+    codewords: `[..., L]`, the means of those codes.
+    log_probs: `[..., C]`, log q(c|x) in nats.
+    variance: `[...]`, the variance of each latent's noise, eq 18.
+  """
+
+  z: jax.Array
+  codes: jax.Array
+  codewords: jax.Array
+  log_probs: jax.Array
+  variance: jax.Array
+
+
+def log_posterior(
+    z_hat: jax.Array, weights: jax.Array, codebook: jax.Array
+) -> jax.Array:
+  """Returns log q(c|x) in nats, eqs 16-17.
+
+  The logit of code c is `-1/2 sum_i w_i (z_i - mu_ci)^2`. Expanded, its term in
+  z^2 is the same for every code and cancels in the softmax, which leaves a
+  matrix product and no array of shape `[..., C, L]`.
+
+  Args:
+    z_hat: `[..., L]`, the encoder's latents.
+    weights: `[..., L]`, non-negative precisions, eq 15 (`softplus` of the
+      encoder's second head).
+    codebook: `[C, L]`, the means of the mixture.
+
+  Returns:
+    `[..., C]` log-probabilities.
+  """
+  z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
+  chex.assert_equal_shape([z_hat, weights])
+  chex.assert_shape(codebook, (None, z_hat.shape[-1]))
+  centre = centre_of(codebook)
+  logits = jnp.matmul(
+      queries(z_hat, weights, centre),
+      keys(codebook, centre).T,
+      precision=numerics.PRECISION,
+  )
+  return jax.nn.log_softmax(logits)
+
+
+def centre_of(codebook: jax.Array) -> jax.Array:
+  """Returns the mean codeword `[L]`, from which logits are best computed.
+
+  Far from the origin they would be small differences of large numbers. They
+  differ by a constant of each position, so there is no gradient to it.
+  """
+  return jax.lax.stop_gradient(jnp.mean(codebook, axis=0))
+
+
+def queries(
+    z_hat: jax.Array, weights: jax.Array, centre: jax.Array
+) -> jax.Array:
+  """Returns `[..., 2 L]`, whose products with `keys` are the logits of eq 16.
+
+  Up to a constant of each position. The first arguments are `[..., L]`.
+  """
+  return jnp.concatenate([weights * (z_hat - centre), -0.5 * weights], axis=-1)
+
+
+def keys(codebook: jax.Array, centre: jax.Array) -> jax.Array:
+  """Returns `[C, 2 L]` from `[C, L]`; see `queries`."""
+  codebook = codebook - centre
+  return jnp.concatenate([codebook, jnp.square(codebook)], axis=-1)
+
+
+def component_variance(
+    z_hat: jax.Array, codewords: jax.Array, *, two_sigma2: float = 1.0
+) -> jax.Array:
+  """Returns the variance of a latent around its codeword, eq 18.
+
+  Args:
+    z_hat: `[..., L]`, the encoder's latents.
+    codewords: `[..., L]`, the mean of the code each latent is drawn with.
+    two_sigma2: 2 sigma^2 of eq 18. At 1 the energy of the noise equals the
+      quantisation error.
+
+  Returns:
+    `[...]`: `(|z_hat - mu|^2 / L) / two_sigma2`.
+  """
+  z_hat, codewords = numerics.promote(z_hat, codewords)
+  chex.assert_equal_shape([z_hat, codewords])
+  return jnp.mean(jnp.square(z_hat - codewords), axis=-1) / two_sigma2
+
+
+def gumbel_softmax(
+    key: chex.PRNGKey,
+    log_probs: jax.Array,
+    *,
+    temperature: chex.Numeric,
+    hard: bool = True,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws codes from their log-probabilities, with a relaxed gradient.
+
+  By the Gumbel-max trick the argmax of `log_probs + Gumbel noise` is an exact
+  sample. Its one-hot has no gradient; that of the softmax at `temperature`
+  takes its place (Jang 2017, https://arxiv.org/abs/1611.01144). The noise of
+  the n-th position, all leading dimensions as one, is a function of
+  `fold_in(key, n)`; see `noise`.
+
+  Args:
+    key: random key.
+    log_probs: `[..., C]`, log-probabilities, or logits up to a constant.
+    temperature: of the softmax; positive.
+    hard: whether the result is the one-hot, straight-through (True), or the
+      softmax itself (False).
+    axis_name: a mapped axis (of `pmap` or `shard_map`), of which positions are
+      a part.
+
+  Returns:
+    `c_q [..., C]`, the one-hot or the softmax, and `codes [...]` int32.
+  """
+  (log_probs,) = numerics.promote(log_probs)
+  seeds = counter_rng.row_seeds(key, log_probs[..., 0].size, axis_name=axis_name)
+  gumbel = counter_rng.gumbel(seeds, log_probs.shape[-1], dtype=log_probs.dtype)
+  return relaxed_one_hot(
+      log_probs + gumbel.reshape(log_probs.shape),
+      temperature=temperature,
+      hard=hard,
+  )
+
+
+def relaxed_one_hot(
+    scores: jax.Array, *, temperature: chex.Numeric, hard: bool = True
+) -> tuple[jax.Array, jax.Array]:
+  """Returns where scores `[..., C]` are largest, as `gumbel_softmax` does."""
+  _, codes = numerics.argmax(scores)
+  soft = jax.nn.softmax(scores / temperature)
+  if not hard:
+    return soft, codes
+  one_hot = jax.nn.one_hot(codes, scores.shape[-1], dtype=soft.dtype)
+  return numerics.straight_through(one_hot, soft), codes
+
+
+def sample_latents(
+    key: chex.PRNGKey,
+    z_hat: jax.Array,
+    weights: jax.Array,
+    codebook: jax.Array,
+    *,
+    temperature: chex.Numeric,
+    two_sigma2: float = 1.0,
+    hard: bool = True,
+    stop_variance_gradient: bool = False,
+    axis_name: str | None = None,
+) -> Latents:
+  """Draws z from q(z|x): a code by eq 17, then Gaussian noise by eq 18.
+
+  `z = c_q^T M + sigma_j eps`, where j is the sampled code. There is no identity
+  path from z to `z_hat`: the encoder learns through the posterior and sigma.
+
+  Args:
+    key: random key.
+    z_hat: `[..., L]`, the encoder's latents.
+    weights: `[..., L]`, non-negative precisions.
+    codebook: `[C, L]`.
+    temperature: of the Gumbel-softmax; positive.
+    two_sigma2: 2 sigma^2 of eq 18.
+    hard: whether z is around one codeword (True) or the relaxed mixture.
+    stop_variance_gradient: whether sigma is a constant to the gradient.
+    axis_name: a mapped axis (of `pmap` or `shard_map`), of which positions are
+      a part.
+
+  Returns:
+    The sampled `Latents`.
+  """
+  z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
+  key_code, key_noise = jax.random.split(key)
+  log_probs = log_posterior(z_hat, weights, codebook)
+  c_q, codes = gumbel_softmax(
+      key_code,
+      log_probs,
+      temperature=temperature,
+      hard=hard,
+      axis_name=axis_name,
+  )
+  codewords = codebook[codes]
+  variance = component_variance(z_hat, codewords, two_sigma2=two_sigma2)
+  seeds = counter_rng.row_seeds(key_noise, variance.size, axis_name=axis_name)
+  eps = counter_rng.normal(seeds, z_hat.shape[-1], dtype=z_hat.dtype)
+  mean = jnp.matmul(c_q, codebook, precision=numerics.PRECISION)
+  z = reparameterise(
+      mean,
+      variance,
+      eps.reshape(mean.shape),
+      stop_gradient=stop_variance_gradient,
+  )
+  return Latents(z, codes, codewords, log_probs, variance)
+
+
+def reparameterise(
+    mean: jax.Array,
+    variance: jax.Array,
+    eps: jax.Array,
+    *,
+    stop_gradient: bool = False,
+) -> jax.Array:
+  """Returns `mean + sigma eps`, `[..., L]`.
+
+  Args:
+    mean: `[..., L]`.
+    variance: `[...]`.
+    eps: `[..., L]`, standard normal.
+    stop_gradient: whether sigma is a constant to the gradient.
+  """
+  sigma = jnp.sqrt(variance + VARIANCE_EPS)
+  if stop_gradient:
+    sigma = jax.lax.stop_gradient(sigma)
+  return mean + sigma[..., None] * eps
+
+
+def most_probable_latents(
+    z_hat: jax.Array,
+    weights: jax.Array,
+    codebook: jax.Array,
+    *,
+    two_sigma2: float = 1.0,
+) -> Latents:
+  """Returns the codeword of each position's most probable code, without noise.
+
+  The paper's evaluation. Of equally probable codes the first wins. Arguments
+  are those of `sample_latents`.
+  """
+  z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
+  log_probs = log_posterior(z_hat, weights, codebook)
+  _, codes = numerics.argmax(log_probs)
+  codewords = codebook[codes]
+  variance = component_variance(z_hat, codewords, two_sigma2=two_sigma2)
+  return Latents(codewords, codes, codewords, log_probs, variance)
+
+
+def aggregated_posterior(
+    probs: jax.Array,
+    *,
+    axis_name: str | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+  """Returns q(c), the posterior averaged over the batch, eq 12.
+
+  Args:
+    probs: `[..., C]`, q(c|x) of each position.
+    axis_name: a mapped axis (of `pmap` or `shard_map`) to average over as well.
+      Under `jit` on sharded arrays the mean is global already.
+    mask: `[...]`, positions that count (True or a weight); all by default.
+
+  Returns:
+    `[C]`. All 0 if the mask leaves nothing.
+  """
+  if mask is None:
+    mask = jnp.ones(probs.shape[:-1], bool)
+  chex.assert_shape(mask, probs.shape[:-1])
+  return numerics.masked_mean(probs, mask, axis_name=axis_name)
+
+
+def posterior_entropy(log_probs: jax.Array) -> jax.Array:
+  """Returns H(q(c|x)) in nats, `[...]`, from log-probabilities `[..., C]`."""
+  (log_probs,) = numerics.promote(log_probs)
+  probs = jnp.exp(log_probs)
+  return -jnp.sum(probs * jnp.where(probs > 0, log_probs, 0), axis=-1)
+

@@ -1,0 +1,247 @@
+"""Which code each position takes, how probable it was, and its gradient.
+
+A softmax over codes, in the manner of attention: the logits of a position are
+products of its query with the keys of the codes, and what it gets is a value.
+GM-VQ, SQ-VAE and Gumbel-VQVAE differ in their queries and keys.
+
+Shapes: `N` rows (positions), `C` codes, `K` the dimension of queries and keys,
+`L` that of values.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gmvq_jax.ops import counter_rng
+from gmvq_jax.ops import numerics
+from gmvq_jax.ops import posterior
+from gmvq_jax.ops import chunked_map
+from gmvq_jax.ops import blockwise
+
+METHODS = ('auto', 'plain', 'tiled')
+
+# From so many logits on, tiles are used.
+_LARGE = 2**20
+# Logits in a tile, for the caches of a CPU and to fill an accelerator; where
+# that would leave too few rows, and where it would be too many codes.
+_TILE = {'cpu': 2**17}
+_ACCELERATOR_TILE = 2**22
+_MIN_ROWS = 64
+_MAX_TILE = 2**22
+_MAX_CODES = 2**12
+
+
+class Plan(NamedTuple):
+  """How rows are assigned; static.
+
+  Attributes:
+    rows: at a time. None: all of them, in arrays of `[N, C]`.
+    codes: at a time.
+    shards: parts of the rows that are tiled apart.
+  """
+
+  rows: int | None
+  codes: int
+  shards: int
+
+
+class Assignment(NamedTuple):
+  """Codes of rows.
+
+  Attributes:
+    z: `[N, L]`, the value of the code, or the relaxed mixture of values. Its
+      gradient to queries and keys is that of the relaxed mixture.
+    codes: `[N]` int32.
+    codewords: `[N, L]`, the values of the codes.
+    posterior: `[C]`, the sum over rows of weight times probability.
+    entropy: `[N]`, of the probabilities of each row, in nats.
+  """
+
+  z: jax.Array
+  codes: jax.Array
+  codewords: jax.Array
+  posterior: jax.Array
+  entropy: jax.Array
+
+
+def plan(
+    method: str,
+    num_rows: int,
+    num_codes: int,
+    axis_name: str | None = None,
+    *,
+    whole: bool = False,
+) -> Plan:
+  """Returns how to assign rows to codes.
+
+  Args:
+    method: `plain` holds arrays of `[N, C]`, `tiled` never does, `auto` is
+      `tiled` for large ones. They are the same function of their arguments, but
+      only `plain` has forward-mode derivatives.
+    num_rows: N.
+    num_codes: C.
+    axis_name: a mapped axis (of `pmap` or `shard_map`), of which the rows are a
+      part. Without one they are taken to be divided over all devices, if their
+      number can be. On fewer they are tiled as many at a time, and on a number
+      that does not divide that of all they are gathered.
+    whole: whether a tile must hold all codes.
+  """
+  if method == 'auto':
+    method = 'tiled' if num_rows * num_codes >= _LARGE else 'plain'
+  if method == 'plain' or not num_rows:
+    return Plan(None, num_codes, 1)
+  shards = 1 if axis_name is not None else jax.device_count()
+  if num_rows % shards:
+    shards = 1
+  tile = _TILE.get(jax.default_backend(), _ACCELERATOR_TILE)
+  # All shards may lie on one device.
+  at_most = max(_MAX_TILE // shards, 1)
+  rows = max(min(tile, at_most) // num_codes, _MIN_ROWS)
+  codes = num_codes
+  if whole:
+    rows = max(min(rows, at_most // codes), 1)
+  elif rows * codes > at_most:
+    codes = min(_MAX_CODES, num_codes)
+    rows = max(at_most // codes, _MIN_ROWS)
+  return Plan(rows, codes, shards)
+
+
+def map_positions(
+    function: Callable[..., tuple[jax.Array, Any]],
+    params: Any,
+    h: jax.Array,
+    *,
+    num_codes: int,
+    mask: jax.Array,
+    keys: Any = None,
+    axis_name: str | None = None,
+    method: str = 'auto',
+    whole: bool = False,
+) -> tuple[jax.Array, Any]:
+  """Computes a function of positions, in tiles where there are many.
+
+  Args:
+    function: `(plan, params, h [n, K], weights [n], seeds) -> (posterior [C],
+      results)` of any n positions; see `assign`. `results` are of each, `[n,
+      ...]`. It closes over no traced value.
+    params: a pytree of floating-point arrays.
+    h: `[..., K]`.
+    num_codes: C.
+    mask: `[...]`, positions that count in `q_c` (True or a weight).
+    keys: a pytree of random keys. `seeds` is like it, `[n, 2]`.
+    axis_name: see `plan`.
+    method: see `plan`.
+    whole: see `plan`.
+
+  Returns:
+    `q_c [C]`, eq 12, and the results, `[..., *rest]`.
+  """
+  num_rows = mask.size
+  this_plan = plan(method, num_rows, num_codes, axis_name, whole=whole)
+  weights = mask.reshape(-1).astype(jnp.result_type(jnp.float32, h))
+  rows = (h.reshape(num_rows, h.shape[-1]), weights)
+  seeds = jax.tree.map(
+      lambda key: counter_rng.row_seeds(key, num_rows, axis_name=axis_name), keys
+  )
+
+  def of_rows(params, rows, seeds):
+    return function(this_plan, params, *rows, seeds)
+
+  if this_plan.rows is None:
+    total, results = of_rows(params, rows, seeds)
+  else:
+    total, results = chunked_map.map_rows(
+        of_rows,
+        this_plan.rows,
+        this_plan.shards,
+        *numerics.vary((params, rows, seeds)),
+    )
+  count = jnp.sum(weights)
+  if axis_name is not None:
+    total, count = jax.lax.psum((total, count), axis_name)
+  q_c = total / jnp.maximum(count, jnp.finfo(total.dtype).tiny)
+  return q_c, jax.tree.map(
+      lambda x: x.reshape(*mask.shape, *x.shape[1:]), results
+  )
+
+
+def assign(
+    plan: Plan,
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    *,
+    weights: jax.Array,
+    seeds: jax.Array | None = None,
+    temperature: jax.Array | None = None,
+    hard: bool = True,
+) -> Assignment:
+  """Draws a code for every row, or takes the most probable.
+
+  Args:
+    plan: how; of all rows, of which these may be some.
+    queries: `[N, K]`.
+    keys: `[C, K]`. Logits are `queries keys^T`.
+    values: `[C, L]`.
+    weights: `[N]`, of the rows in `posterior`.
+    seeds: `[N, 2]`, of `noise.row_seeds`, to draw codes by their probability.
+      None takes the most probable, the first of equals, without a gradient to
+      the logits.
+    temperature: of the relaxed one-hot; positive.
+    hard: whether z is one value (True) or the relaxed mixture of them.
+  """
+  queries, keys, values = numerics.promote(queries, keys, values)
+  weights = weights.astype(queries.dtype)
+  arguments = (queries, keys, values, weights, seeds, temperature, hard)
+  if plan.rows is None:
+    return _plain(*arguments)
+  return _tiled(plan, *arguments)
+
+
+def _plain(queries, keys, values, weights, seeds, temperature, hard):
+  logits = jnp.matmul(queries, keys.T, precision=numerics.PRECISION)
+  log_probs = jax.nn.log_softmax(logits)
+  if seeds is None:
+    _, codes = numerics.argmax(log_probs)
+    z = values[codes]
+  else:
+    gumbel = counter_rng.gumbel(seeds, len(keys), dtype=logits.dtype)
+    chosen, codes = posterior.relaxed_one_hot(
+        log_probs + gumbel, temperature=temperature, hard=hard
+    )
+    z = jnp.matmul(chosen, values, precision=numerics.PRECISION)
+  return Assignment(
+      z=z,
+      codes=codes,
+      codewords=values[codes],
+      posterior=jnp.matmul(
+          weights, jnp.exp(log_probs), precision=numerics.PRECISION
+      ),
+      entropy=posterior.posterior_entropy(log_probs),
+  )
+
+
+def _tiled(plan, queries, keys, values, weights, seeds, temperature, hard):
+  num_codes, noisy = len(keys), seeds is not None
+  tiling = blockwise.Tiling(noisy, noisy and not hard, num_codes, plan.codes)
+  padding = ((0, -num_codes % plan.codes), (0, 0))
+  outputs = blockwise.assign(
+      tiling,
+      queries,
+      jnp.pad(keys, padding),
+      jnp.pad(values, padding),
+      jnp.asarray(temperature if noisy else 1, queries.dtype),
+      weights,
+      seeds if noisy else jnp.zeros((len(queries), 2), jnp.uint32),
+  )
+  codewords = values[outputs.codes]
+  return Assignment(
+      z=outputs.relaxed if tiling.soft else codewords + outputs.relaxed,
+      codes=outputs.codes,
+      codewords=codewords,
+      posterior=outputs.posterior[:num_codes],
+      entropy=outputs.entropy,
+  )

@@ -1,0 +1,88 @@
+"""DiVeQ: a differentiable error vector in the place of quantization."""
+
+import jax
+import jax.numpy as jnp
+
+from gmvq_jax.ops import clustering
+from gmvq_jax.ops import counter_rng
+from gmvq_jax.ops import numerics
+from gmvq_jax.quantizers import base
+
+
+def diveq(
+    num_codes: int, dim: int, *, noise_variance: float = 1e-3
+) -> base.Quantizer:
+  """Differentiable vector quantization (https://arxiv.org/abs/2509.26469).
+
+  With z the latents and e the nearest codeword the decoder sees in training
+
+      z + |e - z| sg(d / |d|),  d = e - z + v,  v ~ N(0, noise_variance I),
+
+  as far from z as e is, and nearly there. Its gradient reaches the latents and
+  the codeword that was chosen, by the length of the error, so there is no loss
+  but the task's. At evaluation the decoder sees e.
+
+  The paper's other variant, which takes points of the lines between codewords,
+  is not here. Codes that nobody chooses have no gradient: `with_replacement`.
+
+  Parameters: `{'codebook': [C, L]}`. State and loss: none. Metrics:
+  `quantization_error` and `latent_variance`. Training needs a key, but no
+  temperature.
+
+  Args:
+    num_codes: C.
+    dim: L.
+    noise_variance: of v, in each channel.
+  """
+
+  base.check_sizes('diveq', num_codes=num_codes, dim=dim)
+
+  def init(key):
+    return {'codebook': jax.random.normal(key, (num_codes, dim))}, {}
+
+  def apply(
+      params,
+      state,
+      h,
+      *,
+      key=None,
+      temperature=None,
+      train=False,
+      mask=None,
+      axis_name=None,
+  ):
+    del temperature
+    base.check_key('diveq', key, train)
+    h, mask = base.apply_mask(h, mask, (dim,))
+    z_hat, rows = numerics.promote(h, params['codebook'])
+    codes = clustering.nearest_codes(z_hat, rows)
+    z = codewords = rows[codes]
+    if train:
+      seeds = counter_rng.row_seeds(key, codes.size, axis_name=axis_name)
+      drawn = counter_rng.normal(seeds, dim, dtype=z_hat.dtype).reshape(z_hat.shape)
+      error = codewords - z_hat
+      towards = numerics.normalize(error + noise_variance**0.5 * drawn)
+      z = z_hat + numerics.norm(error) * jax.lax.stop_gradient(towards)
+    quantized = base.hard(
+        z,
+        codes,
+        z_hat,
+        codewords,
+        jnp.zeros(()),
+        num_codes,
+        mask,
+        axis_name,
+    )
+    return quantized, state
+
+  return base.Quantizer(
+      heads=(dim,),
+      num_codes=num_codes,
+      init=init,
+      apply=apply,
+      objective=base.mean_objective,
+      logits=lambda params, state, h: base.distance_logits(
+          h, params['codebook']
+      ),
+      **base.plain_codebook(),
+  )
