@@ -4,14 +4,17 @@ Shapes: `B` images, `C` codes, `L` the dimension of a latent; the leading
 dimensions of latents are free.
 """
 
+import math
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax.ops import chunked_map
 from gmvq_jax.ops import numerics
 from gmvq_jax.ops import posterior
+from gmvq_jax.ops import soft_assignment
 
 
 class Albo(NamedTuple):
@@ -59,9 +62,29 @@ def albo(
   squared_error, latent = numerics.promote(squared_error, latent)
   reconstruction = jnp.mean(squared_error) / data_dim
   kl = kl_to_uniform(q_c)
-  weight = gamma * positions / data_dim
-  loss = reconstruction + weight * (latent + beta * kl)
+  weight = positions / data_dim
+  loss = reconstruction + weight * regulariser(
+      latent, kl, gamma=gamma, beta=beta
+  )
   return Albo(reconstruction, latent, kl, loss)
+
+
+def regulariser(
+    latent: jax.Array,
+    kl: jax.Array,
+    *,
+    gamma: chex.Numeric,
+    beta: chex.Numeric,
+) -> jax.Array:
+  """Returns `gamma L_reg` per position, `[]`, eqs 13-14.
+
+  Args:
+    latent: `[]`, one of the `latent_*` terms, averaged over positions.
+    kl: `[]`, KL(q(c) || uniform) in nats.
+    gamma: weight of the regulariser, eq 13.
+    beta: weight of the KL within it, eq 14.
+  """
+  return (latent + beta * kl) * gamma
 
 
 def kl_to_uniform(q_c: jax.Array) -> jax.Array:
@@ -78,7 +101,7 @@ def perplexity(q_c: jax.Array) -> jax.Array:
 
 
 def latent_coupled(
-    z_hat: jax.Array, codewords: jax.Array, *, two_sigma2: float = 1.0
+    z_hat: jax.Array, codewords: jax.Array, *, two_sigma2: chex.Numeric = 1.0
 ) -> jax.Array:
   """Returns E|z - mu_j|^2 with j the code that z was drawn with, eq 14.
 
@@ -104,7 +127,7 @@ def latent_expected(
     log_probs: jax.Array,
     codebook: jax.Array,
     *,
-    two_sigma2: float = 1.0,
+    two_sigma2: chex.Numeric = 1.0,
 ) -> jax.Array:
   """Returns the latent term of eq 14 averaged over q(c|x).
 
@@ -133,6 +156,52 @@ def latent_expected(
   return distance / two_sigma2
 
 
+def latent_expected_of(
+    z_hat: jax.Array,
+    weights: jax.Array,
+    codebook: jax.Array,
+    *,
+    two_sigma2: chex.Numeric = 1.0,
+    axis_name: str | None = None,
+    method: str = 'plain',
+) -> jax.Array:
+  """Returns `latent_expected` under the posterior of eqs 16-17.
+
+  Args:
+    z_hat: `[..., L]`.
+    weights: `[..., L]`, non-negative precisions.
+    codebook: `[C, L]`.
+    two_sigma2: 2 sigma^2 of eq 18.
+    axis_name: see `soft_assignment.plan`.
+    method: see `soft_assignment.plan`; only `plain` holds arrays of `[N, C]`.
+
+  Returns:
+    `[...]`, summed over L.
+  """
+
+  def of_rows(
+      codebook: jax.Array, rows: tuple[jax.Array, jax.Array], seeds: None
+  ) -> tuple[tuple[()], jax.Array]:
+    del seeds
+    log_probs = posterior.log_posterior(*rows, codebook)
+    return (), latent_expected(rows[0], log_probs, codebook)
+
+  z_hat, weights = numerics.promote(z_hat, weights)
+  (codebook,) = numerics.promote(codebook)
+  shape = z_hat.shape[:-1]
+  plan = soft_assignment.plan(
+      method, math.prod(shape), len(codebook), axis_name, whole=True
+  )
+  if plan.rows is None:
+    _, distance = of_rows(codebook, (z_hat, weights), None)
+  else:
+    flat = tuple(x.reshape(-1, x.shape[-1]) for x in (z_hat, weights))
+    _, distance = chunked_map.map_rows(
+        of_rows, plan.rows, plan.shards, *numerics.vary((codebook, flat, None))
+    )
+  return distance.reshape(shape) / two_sigma2
+
+
 def latent_aggregated(
     z: jax.Array, q_c: jax.Array, codebook: jax.Array
 ) -> jax.Array:
@@ -155,7 +224,7 @@ def latent_aggregated(
   return jnp.sum(jnp.square(z - mean), axis=-1) + spread
 
 
-def _entropy(q_c):
+def _entropy(q_c: jax.Array) -> jax.Array:
   """Returns the entropy of `q_c [..., C]` in nats, its gradient finite at 0."""
   (q_c,) = numerics.promote(q_c)
   positive = q_c > 0

@@ -36,7 +36,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     return codes.astype(f'>u{bits // 8}').view(np.uint8)
   shifts = np.arange(bits - 1, -1, -1)
 
-  def pack_row(row):
+  def pack_row(row: np.ndarray) -> np.ndarray:
     return np.packbits((row[:, None] >> shifts & 1).astype(bool))
 
   # A row at a time: there are many times as many bits as codes.
@@ -49,7 +49,7 @@ def unpack(packed: np.ndarray, positions: int, bits: int) -> np.ndarray:
     return packed.view(f'>u{bits // 8}').astype(np.int32)
   weights = (1 << np.arange(bits - 1, -1, -1)).astype(np.float64)
 
-  def unpack_row(row):
+  def unpack_row(row: np.ndarray) -> np.ndarray:
     ones = np.unpackbits(row, count=positions * bits)
     return ones.reshape(positions, bits) @ weights
 

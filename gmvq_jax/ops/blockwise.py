@@ -2,15 +2,18 @@
 
 For codes in tiles the softmax is online, as in FlashAttention (Dao 2022,
 https://arxiv.org/abs/2205.14135): logits, noise and probabilities of a tile are
-forgotten, and made again in the backward pass. `assignment.assign` leads here,
+not kept, but computed again in the backward pass. `soft_assignment` calls this,
 and holds the same function in a few lines.
 
 Shapes: `T` rows, `C` codes, `S` of them in a tile, `K` the dimension of queries
 and keys, `L` that of values.
 """
 
+from collections.abc import Callable
 import functools
 from typing import NamedTuple
+from typing import Protocol
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,15 @@ from gmvq_jax.ops import numerics
 
 # The least logit, and that of padding of the last tile.
 _NEVER = -1e20
+
+# The arguments of `assign` after its `tiling`.
+_Inputs = tuple[
+    jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array
+]
+# What passes over the codes carry.
+_Pair = tuple[jax.Array, jax.Array]
+_Triple = tuple[jax.Array, jax.Array, jax.Array]
+_State = TypeVar('_State')
 
 
 class Tiling(NamedTuple):
@@ -84,7 +96,7 @@ def assign(
     weights: jax.Array,
     seeds: jax.Array,
 ) -> Outputs:
-  """Returns what `assignment` computes plainly.
+  """Returns what `soft_assignment` computes plainly.
 
   Args:
     tiling: how.
@@ -99,7 +111,15 @@ def assign(
   return _forward(tiling, *inputs)[0]
 
 
-def _forward(tiling, queries, keys, values, temperature, weights, seeds):
+def _forward(
+    tiling: Tiling,
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    temperature: jax.Array,
+    weights: jax.Array,
+    seeds: jax.Array,
+) -> tuple[Outputs, tuple[_Inputs, _Kept]]:
   inputs = (queries, keys, values, temperature, weights, seeds)
   whole = tiling.codes == len(keys)
   keep_mixture = tiling.noisy and (tiling.soft or not whole)
@@ -108,7 +128,12 @@ def _forward(tiling, queries, keys, values, temperature, weights, seeds):
   least = zeros + jnp.finfo(queries.dtype).min / 2
   no_mixture = jnp.zeros((len(queries), values.shape[1]), values.dtype)
 
-  def first_pass(state, part, logits, perturbed):
+  def first_pass(
+      state: tuple[_Triple, _Pair, _Pair],
+      part: _Part,
+      logits: jax.Array,
+      perturbed: jax.Array,
+  ) -> tuple[_Triple, _Pair, _Pair]:
     (top, total, moment), (best, codes), (relaxed, mixture) = state
 
     new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
@@ -135,36 +160,50 @@ def _forward(tiling, queries, keys, values, temperature, weights, seeds):
   state = fold(first_pass, state)
   (top, total, moment), (best, codes), (relaxed, mixture) = state
 
-  def second_pass(posterior, part, logits, perturbed):
+  def second_pass(
+      posterior: jax.Array,
+      part: _Part,
+      logits: jax.Array,
+      perturbed: jax.Array,
+  ) -> jax.Array:
     del perturbed
     share = jnp.exp(logits - top[:, None])
     return part.add(posterior, _product(weights / total, share))
 
   posterior = fold(second_pass, jnp.zeros(len(keys), queries.dtype))
+  if keep_mixture:
+    mixture /= relaxed[:, None]
   kept = _Kept(
       log_norm=top + jnp.log(total),
       entropy=jnp.log(total) - moment / total,
       best=best,
       scale=1 / relaxed if keep_mixture else None,
-      mixture=mixture / relaxed[:, None] if keep_mixture else None,
+      mixture=mixture if keep_mixture else None,
   )
   # So that a NaN is seen.
-  relaxed = kept.mixture if tiling.soft else no_mixture + 0 * top[:, None]
+  relaxed = mixture if tiling.soft else no_mixture + 0 * top[:, None]
   return Outputs(codes, relaxed, posterior, kept.entropy), (inputs, kept)
 
 
-def _backward(tiling, residuals, gradients):
+def _backward(
+    tiling: Tiling, residuals: tuple[_Inputs, _Kept], gradients: Outputs
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, None]:
   (queries, keys, values, temperature, weights, seeds), kept = residuals
   _, d_relaxed, d_posterior, d_entropy = gradients
   sharpness = 1 / temperature
   zeros = jnp.zeros(len(queries), queries.dtype)
 
-  def relaxation(part, perturbed):
+  def relaxation(part: _Part, perturbed: jax.Array) -> _Pair:
     """Returns the one-hot before it is normalised, and d of its mixture."""
     share = jnp.exp((perturbed - kept.best[:, None]) * sharpness)
     return share, _product(d_relaxed, part.of(values).T)
 
-  def first_pass(means, part, logits, perturbed):
+  def first_pass(
+      means: _Triple,
+      part: _Part,
+      logits: jax.Array,
+      perturbed: jax.Array,
+  ) -> _Triple:
     posterior_mean, relaxed, relaxed_mean = means
     probs = jnp.exp(logits - kept.log_norm[:, None])
     posterior_mean += _product(probs, part.of(d_posterior))
@@ -178,13 +217,18 @@ def _backward(tiling, residuals, gradients):
   posterior_mean, relaxed, relaxed_mean = fold(
       first_pass, (zeros, zeros, zeros)
   )
-  if kept.mixture is None:
+  if kept.scale is None or kept.mixture is None:
     scale, relaxed_mean = 1 / relaxed, relaxed_mean / relaxed
   else:
     scale = kept.scale
     relaxed_mean = jnp.sum(d_relaxed * kept.mixture, axis=-1)
 
-  def second_pass(state, part, logits, perturbed):
+  def second_pass(
+      state: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+      part: _Part,
+      logits: jax.Array,
+      perturbed: jax.Array,
+  ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     d_queries, d_keys, d_values, d_temperature = state
     log_probs = logits - kept.log_norm[:, None]
     slope = part.of(d_posterior) - posterior_mean[:, None]
@@ -230,7 +274,9 @@ def largest(num_codes: int, queries: jax.Array, keys: jax.Array) -> jax.Array:
   tiling = Tiling(False, False, len(keys), num_codes)
   keys = jnp.pad(keys, ((0, -len(keys) % num_codes), (0, 0)))
 
-  def step(state, part, products, _):
+  def step(
+      state: _Pair, part: _Part, products: jax.Array, _: jax.Array
+  ) -> _Pair:
     best, codes = state
     tile_best, tile_codes = numerics.argmax(products)
     codes = jnp.where(tile_best > best, part.start + tile_codes, codes)
@@ -247,13 +293,13 @@ class _Part(NamedTuple):
   start: jax.Array | int
   size: int
 
-  def of(self, array):
+  def of(self, array: jax.Array) -> jax.Array:
     """Returns the part of an array `[C, ...]`."""
     if self.size == len(array):
       return array
     return jax.lax.dynamic_slice_in_dim(array, self.start, self.size)
 
-  def add(self, array, update):
+  def add(self, array: jax.Array, update: jax.Array) -> jax.Array:
     """Returns an array `[..., C]` with `update [..., S]` added to the part."""
     if array.shape == update.shape:
       return array + update
@@ -263,14 +309,30 @@ class _Part(NamedTuple):
     )
 
 
-def _over_codes(tiling, queries, keys, seeds):
+class _Fold(Protocol):
+  """A fold over the tiles of the codes."""
+
+  def __call__(
+      self,
+      step: Callable[[_State, _Part, jax.Array, jax.Array], _State],
+      state: _State,
+  ) -> _State:
+    """Returns the state after `step` of every tile."""
+
+
+def _over_codes(
+    tiling: Tiling,
+    queries: jax.Array,
+    keys: jax.Array,
+    seeds: jax.Array | None,
+) -> _Fold:
   """Returns `(step, state) -> state`, a fold over the tiles of the codes.
 
   A step is `(state, part, logits, perturbed) -> state`, the last two `[T, S]`.
   What every pass wants of the scores is computed once where one tile holds all.
   """
 
-  def scores(part):
+  def scores(part: _Part) -> _Pair:
     # No -inf, whose share would be 0 times infinity.
     logits = jnp.maximum(_product(queries, part.of(keys).T), _NEVER)
     if len(keys) > tiling.num_codes:
@@ -278,6 +340,7 @@ def _over_codes(tiling, queries, keys, seeds):
       logits = jnp.where(codes < tiling.num_codes, logits, _NEVER)
     if not tiling.noisy:
       return logits, logits
+    assert seeds is not None
     return logits, logits + counter_rng.gumbel(
         seeds, part.size, first_column=part.start, dtype=logits.dtype
     )
@@ -287,8 +350,11 @@ def _over_codes(tiling, queries, keys, seeds):
     known = scores(everything)
     return lambda step, state: step(state, everything, *known)
 
-  def fold(step, state):
-    def body(index, state):
+  def fold(
+      step: Callable[[_State, _Part, jax.Array, jax.Array], _State],
+      state: _State,
+  ) -> _State:
+    def body(index: jax.Array | int, state: _State) -> _State:
       part = _Part(index * tiling.codes, tiling.codes)
       return step(state, part, *scores(part))
 
@@ -297,12 +363,12 @@ def _over_codes(tiling, queries, keys, seeds):
   return fold
 
 
-def _sum(x):
+def _sum(x: jax.Array) -> jax.Array:
   """Returns the sum of each row."""
   # XLA fuses what is summed into its reduction on a CPU, and computes it there
   # ten times slower than on the way to a matrix product.
   return _product(x, jnp.ones(x.shape[1], x.dtype))
 
 
-def _product(a, b):
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.matmul(a, b, precision=numerics.PRECISION)

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from gmvq_jax.ops import mixture as mixture_lib
 from gmvq_jax.ops import numerics
-from gmvq_jax.ops import posterior as posterior_lib
 from gmvq_jax.ops.albo import kl_to_uniform
+from gmvq_jax.ops.categorical import posterior_entropy
 
 
 class Terms(NamedTuple):
@@ -82,7 +82,7 @@ def terms(
   log_codes = math.log(len(means))
   entropies = 0.5 * dim * jnp.log(2 * math.pi * math.e * variances)
 
-  def expect(values):
+  def expect(values: jax.Array) -> jax.Array:
     """Over codes by q(c|x), then summed over positions."""
     return jnp.sum(jnp.exp(log_weights) * values, axis=(-2, -1))
 
@@ -93,7 +93,7 @@ def terms(
   # E |mu_c - mu_c'|^2 with c ~ q(c|x) and c' ~ q(c).
   apart = expect(square) + positions * jnp.sum(q_c * square)
   constant = positions * 0.5 * dim * jnp.log(2 * math.pi * latent_variance)
-  code_entropy = jnp.sum(posterior_lib.posterior_entropy(log_weights), axis=-1)
+  code_entropy = jnp.sum(posterior_entropy(log_weights), axis=-1)
   return Terms(
       cross=-constant - 0.5 * noise / latent_variance,
       cross_independent=-constant - 0.5 * (noise + apart) / latent_variance,
@@ -160,7 +160,7 @@ class Importance(NamedTuple):
     total: `[sizes, ...]`, the sum of the bounds of finished ones.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # Not the method of tuples.
   group: jax.Array
   total: jax.Array
 

@@ -42,22 +42,36 @@ def map_rows(
   return _forward(function, num_rows, shards, params, rows, seeds)[0]
 
 
-def _forward(function, num_rows, shards, params, rows, seeds):
-  def of_tile(tile):
+def _forward(
+    function: Callable[..., tuple[Any, Any]],
+    num_rows: int,
+    shards: int,
+    params: Any,
+    rows: Any,
+    seeds: Any,
+) -> tuple[tuple[Any, Any], tuple[Any, Any, Any]]:
+  def of_tile(tile: Any) -> tuple[Any, Any]:
     return function(params, *tile)
 
   outputs = fold(of_tile, num_rows, shards, (rows, seeds))
   return outputs, (params, rows, seeds)
 
 
-def _backward(function, num_rows, shards, residuals, gradients):
+def _backward(
+    function: Callable[..., tuple[Any, Any]],
+    num_rows: int,
+    shards: int,
+    residuals: tuple[Any, Any, Any],
+    gradients: tuple[Any, Any],
+) -> tuple[Any, Any, None]:
   params, rows, seeds = residuals
   d_sums, d_results = gradients
 
-  def of_tile(tile):
+  def of_tile(tile: Any) -> tuple[Any, Any]:
     rows, seeds, d_results = tile
     _, vjp = jax.vjp(lambda p, r: _floats(function(p, r, seeds)), params, rows)
-    return vjp((d_sums, d_results))
+    d_params, d_rows = vjp((d_sums, d_results))
+    return d_params, d_rows
 
   d_params, d_rows = fold(
       of_tile, num_rows, shards, (rows, seeds, _floats(d_results))
@@ -68,7 +82,7 @@ def _backward(function, num_rows, shards, residuals, gradients):
 map_rows.defvjp(_forward, _backward)
 
 
-def _floats(tree):
+def _floats(tree: Any) -> Any:
   """Returns a tree without the leaves that have no gradient."""
   return jax.tree.map(
       lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree
@@ -97,19 +111,21 @@ def fold(
   num_rows = min(num_rows, per_shard)
   padding = -per_shard % num_rows
 
-  def divide(x):
+  def divide(x: jax.Array) -> jax.Array:
     x = x.reshape(shards, per_shard, *x.shape[1:])
     return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
 
-  def collect(x):
+  def collect(x: jax.Array) -> jax.Array:
     return x[:, :per_shard].reshape(total, *x.shape[2:])
 
-  def tile_at(start):
+  def tile_at(start: jax.Array | int) -> Any:
     return jax.tree.map(
         lambda x: jax.lax.dynamic_slice_in_dim(x, start, num_rows, 1), rows
     )
 
-  def step(index, carry):
+  def step(
+      index: jax.Array | int, carry: tuple[Any, Any]
+  ) -> tuple[Any, Any]:
     start = index * num_rows
     new = jax.vmap(of_tile)(tile_at(start))
     sums = jax.tree.map(jnp.add, carry[0], new[0])

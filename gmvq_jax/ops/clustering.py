@@ -10,10 +10,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gmvq_jax.ops import soft_assignment
-from gmvq_jax.ops import numerics
-from gmvq_jax.ops import chunked_map
 from gmvq_jax.ops import blockwise
+from gmvq_jax.ops import chunked_map
+from gmvq_jax.ops import numerics
+from gmvq_jax.ops import soft_assignment
 
 
 def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
@@ -36,7 +36,7 @@ def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
   shape = points.shape[:-1]
   plan = soft_assignment.plan('auto', math.prod(shape), len(codebook))
 
-  def of_tile(rows):
+  def of_tile(rows: jax.Array) -> tuple[tuple[()], jax.Array]:
     ones = jnp.ones_like(rows[:, :1])
     queries = jnp.concatenate([rows - centre, ones], axis=-1)
     return (), blockwise.largest(plan.codes, queries, keys)
@@ -141,7 +141,12 @@ def lloyd(
   return jnp.where(empty[:, None], points[worst[rank]], means)
 
 
-def _kmeans_plus_plus(key, points, weights, num_clusters):
+def _kmeans_plus_plus(
+    key: chex.PRNGKey,
+    points: jax.Array,
+    weights: jax.Array,
+    num_clusters: int,
+) -> jax.Array:
   """Picks points as centroids, each with probability ~ squared distance."""
   log_weights = jnp.log(weights)
   keys = jax.random.split(key, num_clusters)
@@ -149,7 +154,9 @@ def _kmeans_plus_plus(key, points, weights, num_clusters):
   distance = jnp.sum(jnp.square(points - first), axis=-1)
   centroids = jnp.zeros((num_clusters, points.shape[1]), points.dtype)
 
-  def pick(index, carry):
+  def pick(
+      index: jax.Array, carry: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
     centroids, distance = carry
     # The floor keeps a choice where all points are centroids already.
     tiny = jnp.finfo(points.dtype).tiny
@@ -160,7 +167,7 @@ def _kmeans_plus_plus(key, points, weights, num_clusters):
     )
     return centroids.at[index].set(chosen), distance
 
-  centroids, _ = jax.lax.fori_loop(
+  last: tuple[jax.Array, jax.Array] = jax.lax.fori_loop(
       1, num_clusters, pick, (centroids.at[0].set(first), distance)
   )
-  return centroids
+  return last[0]

@@ -35,10 +35,11 @@ def row_seeds(
   if axis_name is not None:
     rows += jnp.uint32(num_rows) * jnp.uint32(jax.lax.axis_index(axis_name))
 
-  def seed(row):
+  def seed(row: jax.Array) -> jax.Array:
     return jax.random.key_data(jax.random.fold_in(key, row))[:2]
 
-  return jax.vmap(seed)(rows)
+  seeds: jax.Array = jax.vmap(seed)(rows)
+  return seeds
 
 
 def gumbel(
@@ -77,7 +78,19 @@ def normal(
   return jnp.sqrt(jnp.asarray(2, dtype)) * jax.lax.erf_inv(symmetric)
 
 
-def _uniform(seeds, num_columns, first_column, dtype):
+def uniform(
+    seeds: jax.Array, num_columns: int, *, dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+  """Returns uniform noise in (0, 1), `[n, num_columns]`; see `gumbel`."""
+  return _uniform(seeds, num_columns, 0, dtype)
+
+
+def _uniform(
+    seeds: jax.Array,
+    num_columns: int,
+    first_column: chex.Numeric,
+    dtype: jnp.dtype,
+) -> jax.Array:
   """Returns numbers in (0, 1), `[n, num_columns]`."""
   columns = jnp.uint32(first_column) + jnp.arange(num_columns, dtype=jnp.uint32)
   bits = _threefry(seeds[:, :1], seeds[:, 1:], columns)
@@ -101,7 +114,7 @@ _LOG1P = (
 _ROOT_HALF = 0x3F3504F3  # The bits of sqrt(1/2), float32.
 
 
-def _split(x):
+def _split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns e and r of x = 2^e (1 + r), with 1 + r in [sqrt(1/2), sqrt(2))."""
   bits = jax.lax.bitcast_convert_type(x, jnp.int32)
   exponent = (bits - _ROOT_HALF) >> 23
@@ -109,16 +122,19 @@ def _split(x):
   return exponent, rest
 
 
-def _log(exponent, rest):
+def _log(exponent: jax.Array, rest: jax.Array) -> jax.Array:
   """Returns the logarithm of what was split, a normal positive float32."""
   series = jnp.polyval(jnp.float32(_LOG1P[::-1]), rest)
   log1p = rest + rest * rest * (rest * series - 0.5)
-  return exponent.astype(jnp.float32) * jnp.float32(math.log(2)) + log1p
+  log2: jax.Array = jnp.float32(math.log(2))
+  return exponent.astype(jnp.float32) * log2 + log1p
 
 
-def _threefry(k0, k1, counters):
+def _threefry(
+    k0: jax.Array, k1: jax.Array, counters: jax.Array
+) -> jax.Array:
   """Returns the first words of encrypted counters, by broadcasting."""
-  keys = (k0, k1, k0 ^ k1 ^ jnp.uint32(_PARITY))
+  keys: tuple[jax.Array, ...] = (k0, k1, k0 ^ k1 ^ jnp.uint32(_PARITY))
   x0, x1 = counters + keys[0], keys[1]
   for index in range(_ROUNDS):
     x0 += x1

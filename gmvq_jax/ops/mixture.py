@@ -125,7 +125,7 @@ def log_ratio(one: Mixture, other: Mixture, z: jax.Array) -> jax.Array:
   return _log_density(one, square, dim) - _log_density(other, square, dim)
 
 
-def _log_density(mixture, square, dim):
+def _log_density(mixture: Mixture, square: jax.Array, dim: int) -> jax.Array:
   log_variances = jnp.log(2 * math.pi * mixture.variances)
   return jax.nn.logsumexp(
       mixture.log_weights
@@ -134,7 +134,7 @@ def _log_density(mixture, square, dim):
   )
 
 
-def _square_distances(z, means):
+def _square_distances(z: jax.Array, means: jax.Array) -> jax.Array:
   """Returns `|z - mean|^2`, `[..., C]`, by one matrix product."""
   z, means = numerics.promote(z, means)
   centre = posterior_lib.centre_of(means)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 # A matrix product in TF32 or bfloat16 (what GPUs and TPUs do by default) moves
 # logits and distances enough to change which code wins.
 PRECISION = jax.lax.Precision.HIGHEST
+
+_State = TypeVar('_State')
 
 
 def promote(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -48,7 +51,11 @@ def argmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
   return best, jnp.min(first, axis=-1)
 
 
-def loop(count: int, body: Callable[..., Any], state: Any) -> Any:
+def loop(
+    count: int,
+    body: Callable[[jax.Array | int, _State], _State],
+    state: _State,
+) -> _State:
   """Returns `state` after `state = body(index, state)`, `count` times.
 
   A `fori_loop` whose state may start the same on all devices of a `shard_map`,
@@ -56,7 +63,8 @@ def loop(count: int, body: Callable[..., Any], state: Any) -> Any:
   """
   after = jax.eval_shape(lambda state: body(0, state), state)
   state = jax.tree.map(lambda x, y: _vary(x, _varying(y)), state, after)
-  return jax.lax.fori_loop(0, count, body, state)
+  last: _State = jax.lax.fori_loop(0, count, body, state)
+  return last
 
 
 def vary(tree: Any) -> Any:
@@ -69,12 +77,12 @@ def vary(tree: Any) -> Any:
   return jax.tree.map(lambda x: _vary(x, frozenset().union(*axes)), tree)
 
 
-def _vary(x, axes):
-  axes = tuple(axes - _varying(jax.typeof(x)))
-  return jax.lax.pcast(x, axes, to='varying') if axes else x
+def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+  new = tuple(axes - _varying(jax.typeof(x)))
+  return jax.lax.pcast(x, new, to='varying') if new else x
 
 
-def _varying(kind):
+def _varying(kind: Any) -> frozenset[str]:
   """Returns the mapped axes along which a value of a type may differ."""
   axes = getattr(kind, 'manual_axis_type', None)  # JAX 0.10 and later.
   return getattr(kind, 'vma', frozenset()) if axes is None else axes.varying

@@ -4,6 +4,7 @@ Shapes: leading dimensions are free. `L` is the dimension of a latent and `C`
 the number of codes. Computations are in float32 at least; float64 stays.
 """
 
+from typing import Any
 from typing import NamedTuple
 
 import chex
@@ -12,27 +13,34 @@ import jax.numpy as jnp
 
 from gmvq_jax.ops import counter_rng
 from gmvq_jax.ops import numerics
+from gmvq_jax.ops import soft_assignment
+from gmvq_jax.ops.categorical import gumbel_softmax
+from gmvq_jax.ops.categorical import posterior_entropy
 
 # Added to eq 18 under the square root, whose derivative at 0 is infinite.
 VARIANCE_EPS = 1e-8
 
 
 class Latents(NamedTuple):
-  """One draw from the posterior of each position.
+  """One sample from the posterior of each position, and the posterior's means.
 
   Attributes:
     z: `[..., L]`, the sampled latents, reparameterised.
-    codes: `[...]` int32, the code each latent was drawn with.
+    codes: `[...]` int32, the code each latent was sampled with.
     codewords: `[..., L]`, the means of those codes.
-    log_probs: `[..., C]`, log q(c|x) in nats.
+    log_probs: `[..., C]`, log q(c|x) in nats; None where computed in tiles.
     variance: `[...]`, the variance of each latent's noise, eq 18.
+    entropy: `[...]`, H(q(c|x)) in nats.
+    q_c: `[C]`, the aggregated posterior, eq 12.
   """
 
   z: jax.Array
   codes: jax.Array
   codewords: jax.Array
-  log_probs: jax.Array
+  log_probs: jax.Array | None
   variance: jax.Array
+  entropy: jax.Array
+  q_c: jax.Array
 
 
 def log_posterior(
@@ -91,7 +99,7 @@ def keys(codebook: jax.Array, centre: jax.Array) -> jax.Array:
 
 
 def component_variance(
-    z_hat: jax.Array, codewords: jax.Array, *, two_sigma2: float = 1.0
+    z_hat: jax.Array, codewords: jax.Array, *, two_sigma2: chex.Numeric = 1.0
 ) -> jax.Array:
   """Returns the variance of a latent around its codeword, eq 18.
 
@@ -109,56 +117,6 @@ def component_variance(
   return jnp.mean(jnp.square(z_hat - codewords), axis=-1) / two_sigma2
 
 
-def gumbel_softmax(
-    key: chex.PRNGKey,
-    log_probs: jax.Array,
-    *,
-    temperature: chex.Numeric,
-    hard: bool = True,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """Draws codes from their log-probabilities, with a relaxed gradient.
-
-  By the Gumbel-max trick the argmax of `log_probs + Gumbel noise` is an exact
-  sample. Its one-hot has no gradient; that of the softmax at `temperature`
-  takes its place (Jang 2017, https://arxiv.org/abs/1611.01144). The noise of
-  the n-th position, all leading dimensions as one, is a function of
-  `fold_in(key, n)`; see `noise`.
-
-  Args:
-    key: random key.
-    log_probs: `[..., C]`, log-probabilities, or logits up to a constant.
-    temperature: of the softmax; positive.
-    hard: whether the result is the one-hot, straight-through (True), or the
-      softmax itself (False).
-    axis_name: a mapped axis (of `pmap` or `shard_map`), of which positions are
-      a part.
-
-  Returns:
-    `c_q [..., C]`, the one-hot or the softmax, and `codes [...]` int32.
-  """
-  (log_probs,) = numerics.promote(log_probs)
-  seeds = counter_rng.row_seeds(key, log_probs[..., 0].size, axis_name=axis_name)
-  gumbel = counter_rng.gumbel(seeds, log_probs.shape[-1], dtype=log_probs.dtype)
-  return relaxed_one_hot(
-      log_probs + gumbel.reshape(log_probs.shape),
-      temperature=temperature,
-      hard=hard,
-  )
-
-
-def relaxed_one_hot(
-    scores: jax.Array, *, temperature: chex.Numeric, hard: bool = True
-) -> tuple[jax.Array, jax.Array]:
-  """Returns where scores `[..., C]` are largest, as `gumbel_softmax` does."""
-  _, codes = numerics.argmax(scores)
-  soft = jax.nn.softmax(scores / temperature)
-  if not hard:
-    return soft, codes
-  one_hot = jax.nn.one_hot(codes, scores.shape[-1], dtype=soft.dtype)
-  return numerics.straight_through(one_hot, soft), codes
-
-
 def sample_latents(
     key: chex.PRNGKey,
     z_hat: jax.Array,
@@ -166,12 +124,15 @@ def sample_latents(
     codebook: jax.Array,
     *,
     temperature: chex.Numeric,
-    two_sigma2: float = 1.0,
+    two_sigma2: chex.Numeric = 1.0,
     hard: bool = True,
+    gaussian_noise: bool = True,
     stop_variance_gradient: bool = False,
+    mask: jax.Array | None = None,
     axis_name: str | None = None,
+    method: str = 'plain',
 ) -> Latents:
-  """Draws z from q(z|x): a code by eq 17, then Gaussian noise by eq 18.
+  """Samples z from q(z|x): a code by eq 17, then Gaussian noise by eq 18.
 
   `z = c_q^T M + sigma_j eps`, where j is the sampled code. There is no identity
   path from z to `z_hat`: the encoder learns through the posterior and sigma.
@@ -184,35 +145,62 @@ def sample_latents(
     temperature: of the Gumbel-softmax; positive.
     two_sigma2: 2 sigma^2 of eq 18.
     hard: whether z is around one codeword (True) or the relaxed mixture.
+    gaussian_noise: whether the noise of eq 18 is added.
     stop_variance_gradient: whether sigma is a constant to the gradient.
+    mask: `[...]`, positions that count in `q_c`; all by default.
     axis_name: a mapped axis (of `pmap` or `shard_map`), of which positions are
       a part.
+    method: `plain` holds arrays of `[N, C]`, `tiled` does not, `auto` chooses;
+      see `soft_assignment.plan`. Values and gradients are the same.
 
   Returns:
     The sampled `Latents`.
   """
   z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
   key_code, key_noise = jax.random.split(key)
-  log_probs = log_posterior(z_hat, weights, codebook)
-  c_q, codes = gumbel_softmax(
-      key_code,
-      log_probs,
-      temperature=temperature,
-      hard=hard,
-      axis_name=axis_name,
-  )
-  codewords = codebook[codes]
+  num_rows, num_codes = z_hat[..., 0].size, len(codebook)
+  plan = soft_assignment.plan(method, num_rows, num_codes, axis_name)
+  log_probs = None
+  if plan.rows is None:
+    # q(c|x), a code from it, and the mixture weighted by its one-hot.
+    log_probs = log_posterior(z_hat, weights, codebook)
+    c_q, codes = gumbel_softmax(
+        key_code,
+        log_probs,
+        temperature=temperature,
+        hard=hard,
+        axis_name=axis_name,
+    )
+    mean = jnp.matmul(c_q, codebook, precision=numerics.PRECISION)
+    codewords = codebook[codes]
+    entropy = posterior_entropy(log_probs)
+    q_c = aggregated_posterior(
+        jnp.exp(log_probs), axis_name=axis_name, mask=mask
+    )
+  else:
+    mean, codes, codewords, entropy, q_c = _assign_in_tiles(
+        z_hat,
+        weights,
+        codebook,
+        key=key_code,
+        temperature=temperature,
+        hard=hard,
+        mask=mask,
+        axis_name=axis_name,
+        method=method,
+    )
   variance = component_variance(z_hat, codewords, two_sigma2=two_sigma2)
-  seeds = counter_rng.row_seeds(key_noise, variance.size, axis_name=axis_name)
-  eps = counter_rng.normal(seeds, z_hat.shape[-1], dtype=z_hat.dtype)
-  mean = jnp.matmul(c_q, codebook, precision=numerics.PRECISION)
-  z = reparameterise(
-      mean,
-      variance,
-      eps.reshape(mean.shape),
-      stop_gradient=stop_variance_gradient,
-  )
-  return Latents(z, codes, codewords, log_probs, variance)
+  z = mean
+  if gaussian_noise:
+    seeds = counter_rng.row_seeds(key_noise, num_rows, axis_name=axis_name)
+    eps = counter_rng.normal(seeds, z_hat.shape[-1], dtype=z_hat.dtype)
+    z = reparameterise(
+        mean,
+        variance,
+        eps.reshape(mean.shape),
+        stop_gradient=stop_variance_gradient,
+    )
+  return Latents(z, codes, codewords, log_probs, variance, entropy, q_c)
 
 
 def reparameterise(
@@ -241,7 +229,10 @@ def most_probable_latents(
     weights: jax.Array,
     codebook: jax.Array,
     *,
-    two_sigma2: float = 1.0,
+    two_sigma2: chex.Numeric = 1.0,
+    mask: jax.Array | None = None,
+    axis_name: str | None = None,
+    method: str = 'plain',
 ) -> Latents:
   """Returns the codeword of each position's most probable code, without noise.
 
@@ -249,11 +240,30 @@ def most_probable_latents(
   are those of `sample_latents`.
   """
   z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
-  log_probs = log_posterior(z_hat, weights, codebook)
-  _, codes = numerics.argmax(log_probs)
-  codewords = codebook[codes]
+  num_rows, num_codes = z_hat[..., 0].size, len(codebook)
+  plan = soft_assignment.plan(method, num_rows, num_codes, axis_name)
+  log_probs = None
+  if plan.rows is None:
+    log_probs = log_posterior(z_hat, weights, codebook)
+    _, codes = numerics.argmax(log_probs)
+    codewords = codebook[codes]
+    entropy = posterior_entropy(log_probs)
+    q_c = aggregated_posterior(
+        jnp.exp(log_probs), axis_name=axis_name, mask=mask
+    )
+  else:
+    _, codes, codewords, entropy, q_c = _assign_in_tiles(
+        z_hat,
+        weights,
+        codebook,
+        mask=mask,
+        axis_name=axis_name,
+        method=method,
+    )
   variance = component_variance(z_hat, codewords, two_sigma2=two_sigma2)
-  return Latents(codewords, codes, codewords, log_probs, variance)
+  return Latents(
+      codewords, codes, codewords, log_probs, variance, entropy, q_c
+  )
 
 
 def aggregated_posterior(
@@ -279,9 +289,59 @@ def aggregated_posterior(
   return numerics.masked_mean(probs, mask, axis_name=axis_name)
 
 
-def posterior_entropy(log_probs: jax.Array) -> jax.Array:
-  """Returns H(q(c|x)) in nats, `[...]`, from log-probabilities `[..., C]`."""
-  (log_probs,) = numerics.promote(log_probs)
-  probs = jnp.exp(log_probs)
-  return -jnp.sum(probs * jnp.where(probs > 0, log_probs, 0), axis=-1)
+def _assign_in_tiles(
+    z_hat: jax.Array,
+    weights: jax.Array,
+    codebook: jax.Array,
+    *,
+    key: chex.PRNGKey | None = None,
+    temperature: chex.Numeric = 1.0,
+    hard: bool = True,
+    mask: jax.Array | None,
+    axis_name: str | None,
+    method: str,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Returns means, codes, codewords, entropies and q(c).
 
+  It holds no array of `[N, C]`. All gradients of the codebook are added up
+  within the tiles, so that devices send one sum of them.
+  """
+  centre = centre_of(codebook)
+
+  def of_rows(
+      plan: soft_assignment.Plan,
+      params: Any,
+      rows: jax.Array,
+      row_weights: jax.Array,
+      seeds: jax.Array | None,
+  ) -> tuple[jax.Array, Any]:
+    z_hat, weights = jnp.split(rows, 2, axis=-1)
+    assigned = soft_assignment.assign(
+        plan,
+        queries(z_hat, weights, params['centre']),
+        params['keys'],
+        params['codebook'],
+        weights=row_weights,
+        seeds=seeds,
+        temperature=params['temperature'],
+        hard=hard,
+    )
+    of_each = assigned.codes, assigned.codewords, assigned.entropy
+    return assigned.posterior, (assigned.z, *of_each)
+
+  q_c, (mean, codes, codewords, entropy) = soft_assignment.map_positions(
+      of_rows,
+      {
+          'codebook': codebook,
+          'centre': centre,
+          'keys': keys(codebook, centre),
+          'temperature': jnp.asarray(temperature, codebook.dtype),
+      },
+      jnp.concatenate([z_hat, weights], axis=-1),
+      num_codes=len(codebook),
+      mask=jnp.ones(z_hat.shape[:-1], bool) if mask is None else mask,
+      keys=key,
+      axis_name=axis_name,
+      method=method,
+  )
+  return mean, codes, codewords, entropy, q_c

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax.ops import blockwise
+from gmvq_jax.ops import categorical
+from gmvq_jax.ops import chunked_map
 from gmvq_jax.ops import counter_rng
 from gmvq_jax.ops import numerics
-from gmvq_jax.ops import posterior
-from gmvq_jax.ops import chunked_map
-from gmvq_jax.ops import blockwise
 
 METHODS = ('auto', 'plain', 'tiled')
 
@@ -119,7 +119,6 @@ def map_positions(
     keys: Any = None,
     axis_name: str | None = None,
     method: str = 'auto',
-    whole: bool = False,
 ) -> tuple[jax.Array, Any]:
   """Computes a function of positions, in tiles where there are many.
 
@@ -134,20 +133,22 @@ def map_positions(
     keys: a pytree of random keys. `seeds` is like it, `[n, 2]`.
     axis_name: see `plan`.
     method: see `plan`.
-    whole: see `plan`.
 
   Returns:
     `q_c [C]`, eq 12, and the results, `[..., *rest]`.
   """
   num_rows = mask.size
-  this_plan = plan(method, num_rows, num_codes, axis_name, whole=whole)
+  this_plan = plan(method, num_rows, num_codes, axis_name)
   weights = mask.reshape(-1).astype(jnp.result_type(jnp.float32, h))
   rows = (h.reshape(num_rows, h.shape[-1]), weights)
   seeds = jax.tree.map(
-      lambda key: counter_rng.row_seeds(key, num_rows, axis_name=axis_name), keys
+      lambda key: counter_rng.row_seeds(key, num_rows, axis_name=axis_name),
+      keys,
   )
 
-  def of_rows(params, rows, seeds):
+  def of_rows(
+      params: Any, rows: tuple[jax.Array, jax.Array], seeds: Any
+  ) -> tuple[jax.Array, Any]:
     return function(this_plan, params, *rows, seeds)
 
   if this_plan.rows is None:
@@ -187,9 +188,8 @@ def assign(
     keys: `[C, K]`. Logits are `queries keys^T`.
     values: `[C, L]`.
     weights: `[N]`, of the rows in `posterior`.
-    seeds: `[N, 2]`, of `noise.row_seeds`, to draw codes by their probability.
-      None takes the most probable, the first of equals, without a gradient to
-      the logits.
+    seeds: `[N, 2]`, of `counter_rng.row_seeds`, to sample codes. None takes the
+      most probable, the first of equals, without a gradient to the logits.
     temperature: of the relaxed one-hot; positive.
     hard: whether z is one value (True) or the relaxed mixture of them.
   """
@@ -201,15 +201,24 @@ def assign(
   return _tiled(plan, *arguments)
 
 
-def _plain(queries, keys, values, weights, seeds, temperature, hard):
+def _plain(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    weights: jax.Array,
+    seeds: jax.Array | None,
+    temperature: jax.Array | None,
+    hard: bool,
+) -> Assignment:
   logits = jnp.matmul(queries, keys.T, precision=numerics.PRECISION)
   log_probs = jax.nn.log_softmax(logits)
   if seeds is None:
     _, codes = numerics.argmax(log_probs)
     z = values[codes]
   else:
+    assert temperature is not None
     gumbel = counter_rng.gumbel(seeds, len(keys), dtype=logits.dtype)
-    chosen, codes = posterior.relaxed_one_hot(
+    chosen, codes = categorical.relaxed_one_hot(
         log_probs + gumbel, temperature=temperature, hard=hard
     )
     z = jnp.matmul(chosen, values, precision=numerics.PRECISION)
@@ -220,11 +229,20 @@ def _plain(queries, keys, values, weights, seeds, temperature, hard):
       posterior=jnp.matmul(
           weights, jnp.exp(log_probs), precision=numerics.PRECISION
       ),
-      entropy=posterior.posterior_entropy(log_probs),
+      entropy=categorical.posterior_entropy(log_probs),
   )
 
 
-def _tiled(plan, queries, keys, values, weights, seeds, temperature, hard):
+def _tiled(
+    plan: Plan,
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    weights: jax.Array,
+    seeds: jax.Array | None,
+    temperature: jax.Array | None,
+    hard: bool,
+) -> Assignment:
   num_codes, noisy = len(keys), seeds is not None
   tiling = blockwise.Tiling(noisy, noisy and not hard, num_codes, plan.codes)
   padding = ((0, -num_codes % plan.codes), (0, 0))

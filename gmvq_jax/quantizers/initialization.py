@@ -1,4 +1,4 @@
-"""The k-means start of a quantizer."""
+"""K-means initialisation of a quantizer."""
 
 import chex
 import jax
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from gmvq_jax.ops import clustering
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 
 
 def kmeans_start(
@@ -18,15 +19,15 @@ def kmeans_start(
     mask: jax.Array | None = None,
     num_iterations: int = 10,
 ) -> tuple[base.Params, base.State]:
-  """Returns params and state with the codebook at the centres of latents.
+  """Returns params and state with the centroids of latents as the codebook.
 
-  Of a residual quantizer each level starts from what those before it leave, but
-  a shared codebook from the latents; of a grouped one each group from its own
-  channels.
+  Each level of a residual quantizer is initialised on the residuals of those
+  before it, but a shared codebook on the latents; each group of a grouped one
+  on its own channels.
 
   Args:
     key: random key.
-    quantizer: any; one without a codebook to write is left as it is.
+    quantizer: any; one without a codebook to write is not changed.
     params: of it.
     state: of it.
     h: `[..., sum(heads)]`, latents of at least C positions.
@@ -37,9 +38,9 @@ def kmeans_start(
     ValueError: when there are fewer positions than codes; where the mask is
       traced, padding is not told from them.
   """
-  h, mask = base.apply_mask(h, mask, quantizer.heads)
-  if quantizer.start is not None:
-    return quantizer.start(
+  h, mask = common.apply_mask(h, mask, quantizer.heads)
+  if quantizer.initialize is not None:
+    return quantizer.initialize(
         key, params, state, h, mask=mask, num_iterations=num_iterations
     )
   if quantizer.write is None:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 
 # There are arrays of as many numbers as codes.
 _MAX_BITS = 24
@@ -15,7 +15,7 @@ def num_bits(name: str, num_codes: int) -> int:
   Raises:
     ValueError: if it is no power of two, or too large.
   """
-  base.check_sizes(name, num_codes=num_codes)
+  common.check_sizes(name, num_codes=num_codes)
   bits = num_codes.bit_length() - 1
   if num_codes != 2**bits or not 1 <= bits <= _MAX_BITS:
     raise ValueError(
@@ -40,7 +40,7 @@ def codes_of(corners: jax.Array) -> jax.Array:
 def corners_of(codes: jax.Array, bits: int) -> jax.Array:
   """Returns the corners `[..., bits]` of codes `[...]`; 0 for -1."""
   ones = codes[..., None] >> jnp.arange(bits) & 1
-  return base.zero_unless(codes >= 0, 2.0 * ones - 1)
+  return common.zero_unless(codes >= 0, 2.0 * ones - 1)
 
 
 def bit_entropy(logits: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from gmvq_jax.ops import numerics
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 from gmvq_jax.quantizers.methods import binary
 
 
@@ -44,71 +45,69 @@ def bsq(
     ValueError: for another number of codes.
   """
   bits = binary.num_bits('bsq', num_codes)
-  radius = bits**-0.5
+  common.check_range(
+      'bsq',
+      'at least 0',
+      entropy_weight=entropy_weight,
+      diversity=diversity,
+      commitment=commitment,
+  )
+  common.check_range(
+      'bsq', 'greater than 0', entropy_temperature=entropy_temperature
+  )
+  radius: float = bits**-0.5
 
-  def apply(
-      params,
-      state,
-      h,
-      *,
-      key=None,
-      temperature=None,
-      train=False,
-      mask=None,
-      axis_name=None,
-  ):
-    del params, key, temperature
-    h, mask = base.apply_mask(h, mask, (bits,))
-    u = numerics.normalize(h)
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    del params
+    u = numerics.normalize(call.h)
     corner = binary.corner(u)
     point = radius * corner
-
-    def mean(values):
-      return numerics.masked_mean(values, mask, axis_name=axis_name)
-
     log_odds = 4 * radius / entropy_temperature * u
-    entropy = mean(jnp.sum(binary.bit_entropy(log_odds), axis=-1))
-    of_bits = _entropy(mean(jax.nn.sigmoid(log_odds)))
+    entropy = call.mean(jnp.sum(binary.bit_entropy(log_odds), axis=-1))
+    of_bits = _entropy(call.mean(jax.nn.sigmoid(log_odds)))
     error = jnp.mean(jnp.square(u - point), axis=-1)
     loss = entropy_weight * (entropy - diversity * of_bits)
-    loss += commitment * mean(error)
-    metrics = {
-        'posterior_entropy': entropy,
-        'bit_entropy': of_bits,
-        **base.latent_metrics(u, error, mean),
-    }
-    quantized = base.result(
-        numerics.straight_through(point, u) if train else point,
+    loss += commitment * call.mean(error)
+    quantized = call.quantized(
+        numerics.straight_through(point, u) if call.train else point,
         binary.codes_of(corner),
         loss,
-        metrics,
+        {
+            'posterior_entropy': entropy,
+            'bit_entropy': of_bits,
+            **call.latent_metrics(u, error),
+        },
         num_codes,
-        mask,
-        axis_name,
     )
     return quantized, state
 
-  def embed(params, state, codes):
+  def embed(
+      params: base.Params, state: base.State, codes: jax.Array
+  ) -> jax.Array:
     del params, state
     return radius * binary.corners_of(codes, bits)
 
-  def logits(params, state, h):
+  def logits(
+      params: base.Params, state: base.State, h: jax.Array
+  ) -> jax.Array:
     points = embed(params, state, jnp.arange(num_codes))
-    return base.distance_logits(numerics.normalize(h), points) / (
+    return common.distance_logits(numerics.normalize(h), points) / (
         entropy_temperature
     )
 
   return base.Quantizer(
       heads=(bits,),
       num_codes=num_codes,
-      apply=apply,
+      apply=common.as_apply('bsq', (bits,), quantize),
       embed=embed,
       logits=logits,
-      **base.no_codebook(),
+      **common.no_codebook(),
   )
 
 
-def _entropy(probs):
+def _entropy(probs: jax.Array) -> jax.Array:
   """Returns the sum of the entropies of bits, of their probabilities `[L]`."""
   tiny = jnp.finfo(probs.dtype).tiny
   both = jnp.stack([probs, 1 - probs])

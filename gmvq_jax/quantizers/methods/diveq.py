@@ -1,5 +1,6 @@
 """DiVeQ: a differentiable error vector in the place of quantization."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +8,7 @@ from gmvq_jax.ops import clustering
 from gmvq_jax.ops import counter_rng
 from gmvq_jax.ops import numerics
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 
 
 def diveq(
@@ -35,54 +37,40 @@ def diveq(
     noise_variance: of v, in each channel.
   """
 
-  base.check_sizes('diveq', num_codes=num_codes, dim=dim)
+  common.check_sizes('diveq', num_codes=num_codes, dim=dim)
+  common.check_range('diveq', 'at least 0', noise_variance=noise_variance)
 
-  def init(key):
+  def init(key: chex.PRNGKey) -> tuple[base.Params, base.State]:
     return {'codebook': jax.random.normal(key, (num_codes, dim))}, {}
 
-  def apply(
-      params,
-      state,
-      h,
-      *,
-      key=None,
-      temperature=None,
-      train=False,
-      mask=None,
-      axis_name=None,
-  ):
-    del temperature
-    base.check_key('diveq', key, train)
-    h, mask = base.apply_mask(h, mask, (dim,))
-    z_hat, rows = numerics.promote(h, params['codebook'])
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    z_hat, rows = numerics.promote(call.h, params['codebook'])
     codes = clustering.nearest_codes(z_hat, rows)
     z = codewords = rows[codes]
-    if train:
-      seeds = counter_rng.row_seeds(key, codes.size, axis_name=axis_name)
-      drawn = counter_rng.normal(seeds, dim, dtype=z_hat.dtype).reshape(z_hat.shape)
+    if call.train:
+      assert call.key is not None
+      seeds = counter_rng.row_seeds(
+          call.key, codes.size, axis_name=call.axis_name
+      )
+      noise = counter_rng.normal(seeds, dim, dtype=z_hat.dtype)
       error = codewords - z_hat
-      towards = numerics.normalize(error + noise_variance**0.5 * drawn)
+      towards = numerics.normalize(
+          error + noise_variance**0.5 * noise.reshape(z_hat.shape)
+      )
       z = z_hat + numerics.norm(error) * jax.lax.stop_gradient(towards)
-    quantized = base.hard(
-        z,
-        codes,
-        z_hat,
-        codewords,
-        jnp.zeros(()),
-        num_codes,
-        mask,
-        axis_name,
-    )
-    return quantized, state
+    loss = jnp.zeros(())
+    return call.nearest(z, codes, z_hat, codewords, loss, num_codes), state
 
   return base.Quantizer(
       heads=(dim,),
       num_codes=num_codes,
       init=init,
-      apply=apply,
-      objective=base.mean_objective,
-      logits=lambda params, state, h: base.distance_logits(
+      apply=common.as_apply('diveq', (dim,), quantize, needs=('key',)),
+      objective=common.mean_objective,
+      logits=lambda params, state, h: common.distance_logits(
           h, params['codebook']
       ),
-      **base.plain_codebook(),
+      **common.plain_codebook(),
   )

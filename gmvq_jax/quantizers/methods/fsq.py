@@ -1,12 +1,15 @@
 """Finite scalar quantization: a grid instead of a codebook."""
 
 import math
+import numbers
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gmvq_jax.ops import numerics
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 
 # The levels of Mentzer 2023, table 1, by the bits of a code.
 _LEVELS = {
@@ -43,10 +46,11 @@ def fsq(
   Raises:
     ValueError: for a level below 2.
   """
-  base.check_sizes('fsq', num_codes=num_codes)
+  common.check_sizes('fsq', num_codes=num_codes)
   levels = tuple(levels) or levels_near(num_codes)
-  if not all(isinstance(n, int) and n > 1 for n in levels):
+  if not all(isinstance(n, numbers.Integral) and n > 1 for n in levels):
     raise ValueError(f'fsq: levels={levels}: each must be at least 2')
+  heads = (len(levels),)
   size = np.asarray(levels)
   basis = np.cumprod([1, *levels[:-1]])
   num_codes = int(size.prod())
@@ -57,54 +61,46 @@ def fsq(
   offset = np.where(size % 2, 0.0, 0.5)
   shift = np.arctanh(offset / half)
 
-  def bound(h):
+  def bound(h: jax.Array) -> jax.Array:
+    """Returns latents within the levels, one level apart."""
     (h,) = numerics.promote(h)
     return jnp.tanh(h + shift) * half - offset
 
-  def apply(
-      params,
-      state,
-      h,
-      *,
-      key=None,
-      temperature=None,
-      train=False,
-      mask=None,
-      axis_name=None,
-  ):
-    del params, key, temperature
-    h, mask = base.apply_mask(h, mask, (len(levels),))
-    bounded = bound(h)
+  def codes_of(steps: jax.Array) -> jax.Array:
+    """Returns the codes of points of the grid, in steps from its middle."""
+    return ((steps + half_width) * basis).sum(-1).astype(jnp.int32)
+
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    del params
+    bounded = bound(call.h)
     steps = jnp.round(bounded)
-    codes = ((steps + half_width) * basis).sum(-1).astype(jnp.int32)
-    point = steps / half_width
-    z = numerics.straight_through(point, bounded / half_width)
-    quantized = base.hard(
-        z if train else point,
-        codes,
-        bounded / half_width,
-        point,
-        jnp.zeros(()),
-        num_codes,
-        mask,
-        axis_name,
+    latents, point = bounded / half_width, steps / half_width
+    z = numerics.straight_through(point, latents) if call.train else point
+    quantized = call.nearest(
+        z, codes_of(steps), latents, point, jnp.zeros(()), num_codes
     )
     return quantized, state
 
-  def embed(params, state, codes):
+  def embed(
+      params: base.Params, state: base.State, codes: jax.Array
+  ) -> jax.Array:
     del params, state
     steps = codes[..., None] // basis % size - half_width
-    return base.zero_unless(codes >= 0, steps / half_width)
+    return common.zero_unless(codes >= 0, steps / half_width)
 
-  def logits(params, state, h):
+  def logits(
+      params: base.Params, state: base.State, h: jax.Array
+  ) -> jax.Array:
     points = embed(params, state, jnp.arange(num_codes))
-    return base.distance_logits(bound(h) / half_width, points)
+    return common.distance_logits(bound(h) / half_width, points)
 
   return base.Quantizer(
-      heads=(len(levels),),
+      heads=heads,
       num_codes=num_codes,
-      apply=apply,
+      apply=common.as_apply('fsq', heads, quantize),
       embed=embed,
       logits=logits,
-      **base.no_codebook(),
+      **common.no_codebook(),
   )

@@ -1,11 +1,13 @@
 """Gumbel-VQVAE: codes drawn from logits, without distances."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from gmvq_jax.ops import soft_assignment
 from gmvq_jax.ops import numerics
+from gmvq_jax.ops import soft_assignment
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 
 
 def gumbel(
@@ -37,15 +39,18 @@ def gumbel(
     kl_weight: weight of the KL.
     hard: whether the decoder is trained on one codeword (True) or on the
       relaxed mixture of them.
-    assignment: how codes are drawn; see `assignment.plan`.
+    assignment: how codes are drawn; see `soft_assignment.plan`.
 
   Raises:
     ValueError: for an `assignment` that is none of these.
   """
-  base.check_sizes('gumbel', num_codes=num_codes, dim=dim)
-  base.check_choice('gumbel', 'assignment', assignment, soft_assignment.METHODS)
+  common.check_sizes('gumbel', num_codes=num_codes, dim=dim)
+  common.check_choice(
+      'gumbel', 'assignment', assignment, soft_assignment.METHODS
+  )
+  common.check_range('gumbel', 'at least 0', kl_weight=kl_weight)
 
-  def init(key):
+  def init(key: chex.PRNGKey) -> tuple[base.Params, base.State]:
     keys = jax.random.split(key)
     scale = dim**-0.5
     return {
@@ -54,8 +59,14 @@ def gumbel(
         'bias': jnp.zeros(num_codes),
     }, {}
 
-  def of_rows(plan, params, z_hat, weights, seeds):
-    (z_hat,) = numerics.promote(z_hat)
+  def of_rows(
+      plan: soft_assignment.Plan,
+      params: base.Params,
+      rows: jax.Array,
+      weights: jax.Array,
+      seeds: jax.Array | None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    (z_hat,) = numerics.promote(rows)
     assigned = soft_assignment.assign(
         plan,
         jnp.concatenate([z_hat, jnp.ones_like(z_hat[:, :1])], axis=-1),
@@ -74,73 +85,59 @@ def gumbel(
         'error': error,
     }
 
-  def apply(
-      params,
-      state,
-      h,
-      *,
-      key=None,
-      temperature=None,
-      train=False,
-      mask=None,
-      axis_name=None,
-  ):
-    h, mask = base.apply_mask(h, mask, (dim,))
-    key = base.training_key(train, key, temperature)
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
     codebook, kernel, bias = numerics.promote(
         params['codebook'], params['kernel'], params['bias']
     )
+    temperature = call.temperature if call.train else 1.0
     q_c, of_position = soft_assignment.map_positions(
         of_rows,
         {
             'codebook': codebook,
             'keys': jnp.concatenate([kernel.T, bias[:, None]], axis=-1),
-            'temperature': jnp.asarray(
-                temperature if train else 1.0, codebook.dtype
-            ),
+            'temperature': jnp.asarray(temperature, codebook.dtype),
         },
-        h,
+        call.h,
         num_codes=num_codes,
-        mask=mask,
-        keys=key,
-        axis_name=axis_name,
+        mask=call.mask,
+        keys=call.key,
+        axis_name=call.axis_name,
         method=assignment,
     )
-
-    def mean(values):
-      return numerics.masked_mean(values, mask, axis_name=axis_name)
-
-    entropy = mean(of_position['entropy'])
-    kl = mean(jnp.log(num_codes) - of_position['entropy'])
-    metrics = {
-        'kl': kl,
-        'posterior_entropy': entropy,
-        **base.latent_metrics(h, of_position['error'], mean),
-    }
-    quantized = base.result(
+    kl = call.mean(jnp.log(num_codes) - of_position['entropy'])
+    quantized = call.quantized(
         of_position['z'],
         of_position['codes'],
         kl_weight * kl,
-        metrics,
+        {
+            'kl': kl,
+            'posterior_entropy': call.mean(of_position['entropy']),
+            **call.latent_metrics(call.h, of_position['error']),
+        },
         num_codes,
-        mask,
-        axis_name,
         q_c=q_c,
     )
     return quantized, state
 
-  def logits(params, state, h):
+  def logits(
+      params: base.Params, state: base.State, h: jax.Array
+  ) -> jax.Array:
     del state
     h, kernel, bias = numerics.promote(h, params['kernel'], params['bias'])
     return jnp.matmul(h, kernel, precision=numerics.PRECISION) + bias
 
-  parts = base.plain_codebook() | {'write': None}
+  # Codewords are not compared with latents, so none is written.
+  parts = common.plain_codebook() | {'write': None}
   return base.Quantizer(
       heads=(dim,),
       num_codes=num_codes,
       init=init,
-      apply=apply,
-      objective=base.mean_objective,
+      apply=common.as_apply(
+          'gumbel', (dim,), quantize, needs=('key', 'temperature')
+      ),
+      objective=common.mean_objective,
       logits=logits,
       **parts,
   )

@@ -1,11 +1,13 @@
 """LFQ: lookup-free quantization, the signs of a few channels."""
 
+import jax
 import jax.numpy as jnp
 
-from gmvq_jax.ops import soft_assignment
 from gmvq_jax.ops import numerics
+from gmvq_jax.ops import soft_assignment
 from gmvq_jax.ops.albo import kl_to_uniform
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 from gmvq_jax.quantizers.methods import binary
 
 
@@ -41,94 +43,94 @@ def lfq(
     diversity: weight of the second within it.
     commitment: weight of the commitment.
     entropy_temperature: of q(c|x).
-    assignment: how q(c) is computed; see `assignment.plan`.
+    assignment: how q(c) is computed; see `soft_assignment.plan`.
 
   Raises:
     ValueError: for another number of codes, or an unknown `assignment`.
   """
-  base.check_choice('lfq', 'assignment', assignment, soft_assignment.METHODS)
   bits = binary.num_bits('lfq', num_codes)
+  common.check_choice('lfq', 'assignment', assignment, soft_assignment.METHODS)
+  common.check_range(
+      'lfq',
+      'at least 0',
+      entropy_weight=entropy_weight,
+      diversity=diversity,
+      commitment=commitment,
+  )
+  common.check_range(
+      'lfq', 'greater than 0', entropy_temperature=entropy_temperature
+  )
+  # -|z - c|^2 / temperature is this times z c, and what all codes share.
+  sharpness = 2 / entropy_temperature
 
-  def of_rows(plan, params, h, weights, seeds):
+  def of_rows(
+      plan: soft_assignment.Plan,
+      corners: jax.Array,
+      h: jax.Array,
+      weights: jax.Array,
+      seeds: None,
+  ) -> tuple[jax.Array, tuple[()]]:
     del seeds
-    corners = params['corners']
     assigned = soft_assignment.assign(
-        plan, params['sharpness'] * h, corners, corners, weights=weights
+        plan, sharpness * h, corners, corners, weights=weights
     )
     return assigned.posterior, ()
 
-  def apply(
-      params,
-      state,
-      h,
-      *,
-      key=None,
-      temperature=None,
-      train=False,
-      mask=None,
-      axis_name=None,
-  ):
-    del params, key, temperature
-    h, mask = base.apply_mask(h, mask, (bits,))
-    (h,) = numerics.promote(h)
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    del params
+    (h,) = numerics.promote(call.h)
     point = binary.corner(h)
-    # -|z - c|^2 is 2 z c and what all codes share.
-    sharpness = jnp.asarray(2 / entropy_temperature, h.dtype)
     q_c, _ = soft_assignment.map_positions(
         of_rows,
-        {
-            'corners': binary.corners_of(jnp.arange(num_codes), bits).astype(
-                h.dtype
-            ),
-            'sharpness': sharpness,
-        },
+        binary.corners_of(jnp.arange(num_codes), bits).astype(h.dtype),
         h,
         num_codes=num_codes,
-        mask=mask,
-        axis_name=axis_name,
+        mask=call.mask,
+        axis_name=call.axis_name,
         method=assignment,
     )
-
-    def mean(values):
-      return numerics.masked_mean(values, mask, axis_name=axis_name)
-
-    entropy = mean(jnp.sum(binary.bit_entropy(2 * sharpness * h), axis=-1))
+    entropy = call.mean(
+        jnp.sum(binary.bit_entropy(2 * sharpness * h), axis=-1)
+    )
     any_left = jnp.any(q_c > 0)
     kl = any_left * kl_to_uniform(q_c)
     error = jnp.mean(jnp.square(h - point), axis=-1)
     aggregated = any_left * jnp.log(num_codes) - kl
     loss = entropy_weight * (entropy - diversity * aggregated)
-    loss += commitment * mean(error)
-    metrics = {
-        'posterior_entropy': entropy,
-        'kl': kl,
-        **base.latent_metrics(h, error, mean),
-    }
-    quantized = base.result(
-        numerics.straight_through(point, h) if train else point,
+    loss += commitment * call.mean(error)
+    quantized = call.quantized(
+        numerics.straight_through(point, h) if call.train else point,
         binary.codes_of(point),
         loss,
-        metrics,
+        {
+            'posterior_entropy': entropy,
+            'kl': kl,
+            **call.latent_metrics(h, error),
+        },
         num_codes,
-        mask,
-        axis_name,
         q_c=q_c,
     )
     return quantized, state
 
-  def embed(params, state, codes):
+  def embed(
+      params: base.Params, state: base.State, codes: jax.Array
+  ) -> jax.Array:
     del params, state
     return binary.corners_of(codes, bits)
 
-  def logits(params, state, h):
+  def logits(
+      params: base.Params, state: base.State, h: jax.Array
+  ) -> jax.Array:
     points = embed(params, state, jnp.arange(num_codes))
-    return base.distance_logits(h, points) / entropy_temperature
+    return common.distance_logits(h, points) / entropy_temperature
 
   return base.Quantizer(
       heads=(bits,),
       num_codes=num_codes,
-      apply=apply,
+      apply=common.as_apply('lfq', (bits,), quantize),
       embed=embed,
       logits=logits,
-      **base.no_codebook(),
+      **common.no_codebook(),
   )

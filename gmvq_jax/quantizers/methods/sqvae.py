@@ -1,12 +1,14 @@
 """SQ-VAE: stochastic quantization with a learnt variance."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from gmvq_jax.ops import soft_assignment
 from gmvq_jax.ops import numerics
 from gmvq_jax.ops import posterior
+from gmvq_jax.ops import soft_assignment
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 
 VARIANCES = ('scalar', 'image', 'position')
 
@@ -45,23 +47,34 @@ def sqvae(
     dim: L.
     variance: one for all (`scalar`), for an `image`, or for a `position`.
     initial_variance: what the learnt part starts from.
-    assignment: how codes are drawn; see `assignment.plan`.
+    assignment: how codes are drawn; see `soft_assignment.plan`.
 
   Raises:
     ValueError: for a `variance` or an `assignment` that is none of these.
   """
-  base.check_sizes('sqvae', num_codes=num_codes, dim=dim)
-  base.check_choice('sqvae', 'variance', variance, VARIANCES)
-  base.check_choice('sqvae', 'assignment', assignment, soft_assignment.METHODS)
+  common.check_sizes('sqvae', num_codes=num_codes, dim=dim)
+  common.check_choice('sqvae', 'variance', variance, VARIANCES)
+  common.check_choice(
+      'sqvae', 'assignment', assignment, soft_assignment.METHODS
+  )
+  common.check_range(
+      'sqvae', 'greater than 0', initial_variance=initial_variance
+  )
   has_head = variance != 'scalar'
   heads = (dim, 1) if has_head else (dim,)
 
-  def init(key):
+  def init(key: chex.PRNGKey) -> tuple[base.Params, base.State]:
     codebook = jax.random.normal(key, (num_codes, dim))
     log_variance = jnp.log(jnp.asarray(initial_variance, jnp.float32))
     return {'codebook': codebook, 'log_variance': log_variance}, {}
 
-  def of_rows(plan, params, rows, weights, seeds):
+  def of_rows(
+      plan: soft_assignment.Plan,
+      params: base.Params,
+      rows: jax.Array,
+      weights: jax.Array,
+      seeds: jax.Array | None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     z_hat, precision = rows[:, :dim], rows[:, dim:]
     centred = z_hat - params['centre']
     # -|z - e|^2 / 2v, less what all codes share.
@@ -85,69 +98,58 @@ def sqvae(
         'error': error,
     }
 
-  def apply(
-      params,
-      state,
-      h,
-      *,
-      key=None,
-      temperature=None,
-      train=False,
-      mask=None,
-      axis_name=None,
-  ):
-    h, mask = base.apply_mask(h, mask, heads)
-    key = base.training_key(train, key, temperature)
-    h, codebook = numerics.promote(h, params['codebook'])
-    z_hat, v = h[..., :dim], variances(params, h, mask)
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    h, codebook = numerics.promote(call.h, params['codebook'])
+    z_hat, v = h[..., :dim], variances(params, h, call.mask)
     centre = posterior.centre_of(codebook)
     centred = codebook - centre
     energy = jnp.sum(jnp.square(centred), axis=-1, keepdims=True)
+    temperature = call.temperature if call.train else 1.0
     q_c, of_position = soft_assignment.map_positions(
         of_rows,
         {
             'codebook': codebook,
             'centre': centre,
             'keys': jnp.concatenate([centred, energy], axis=-1),
-            'temperature': jnp.asarray(
-                temperature if train else 1.0, codebook.dtype
-            ),
+            'temperature': jnp.asarray(temperature, codebook.dtype),
         },
         jnp.concatenate([z_hat, 1 / v[..., None]], axis=-1),
         num_codes=num_codes,
-        mask=mask,
-        keys=key,
-        axis_name=axis_name,
+        mask=call.mask,
+        keys=call.key,
+        axis_name=call.axis_name,
         method=assignment,
     )
-
-    def mean(values):
-      return numerics.masked_mean(values, mask, axis_name=axis_name)
-
-    entropy, latent = mean(of_position['entropy']), mean(of_position['latent'])
-    metrics = {
-        'posterior_entropy': entropy,
-        'latent': latent,
-        'variance': mean(v),
-        **base.latent_metrics(z_hat, of_position['error'], mean),
-    }
-    quantized = base.result(
+    entropy = call.mean(of_position['entropy'])
+    latent = call.mean(of_position['latent'])
+    quantized = call.quantized(
         of_position['z'],
         of_position['codes'],
         latent - entropy,
-        metrics,
+        {
+            'posterior_entropy': entropy,
+            'latent': latent,
+            'variance': call.mean(v),
+            **call.latent_metrics(z_hat, of_position['error']),
+        },
         num_codes,
-        mask,
-        axis_name,
         q_c=q_c,
     )
     return quantized, state
 
-  def variances(params, h, mask):
-    width = jnp.exp(own_variance(h[..., dim], mask)) if has_head else 1.0
+  def variances(
+      params: base.Params, h: jax.Array, mask: jax.Array
+  ) -> jax.Array:
+    """Returns v of each position, `[...]`."""
+    width: jax.Array | float = 1.0
+    if has_head:
+      width = jnp.exp(own_variance(h[..., dim], mask))
     return jnp.broadcast_to(width + jnp.exp(params['log_variance']), mask.shape)
 
-  def own_variance(head, mask):
+  def own_variance(head: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the logarithm of w, `[...]`, of a position or its image."""
     if variance == 'position':
       return head
     axes = tuple(range(1, head.ndim))
@@ -155,22 +157,32 @@ def sqvae(
     total = jnp.sum(jnp.where(mask, head, 0), axis=axes, keepdims=True)
     return jnp.broadcast_to(total / count, head.shape)
 
-  def logits(params, state, h):
+  def logits(
+      params: base.Params, state: base.State, h: jax.Array
+  ) -> jax.Array:
     del state
     h, codebook = numerics.promote(h, params['codebook'])
     v = variances(params, h, jnp.ones(h.shape[:-1], bool))
-    return base.distance_logits(h[..., :dim], codebook) / (2 * v[..., None])
+    return common.distance_logits(h[..., :dim], codebook) / (2 * v[..., None])
 
-  def objective(squared_error, quantized, *, data_dim, positions):
-    error = jnp.maximum(jnp.mean(squared_error), jnp.finfo(jnp.float32).tiny)
-    return jnp.log(error) / 2 + positions / data_dim * quantized.loss
+  def objective(
+      error: jax.Array,
+      quantized: base.Quantized,
+      *,
+      data_shape: tuple[int, ...],
+  ) -> jax.Array:
+    positions, values = common.loss_shape(error, quantized, data_shape)
+    of_image = jnp.maximum(values * error, jnp.finfo(jnp.float32).tiny)
+    return jnp.log(of_image) / 2 + positions / values * quantized.loss
 
   return base.Quantizer(
       heads=heads,
       num_codes=num_codes,
       init=init,
-      apply=apply,
+      apply=common.as_apply(
+          'sqvae', heads, quantize, needs=('key', 'temperature')
+      ),
       objective=objective,
       logits=logits,
-      **base.plain_codebook(),
+      **common.plain_codebook(),
   )

@@ -1,11 +1,13 @@
 """VQ-VAE: the nearest codeword, passed straight through."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from gmvq_jax.ops import clustering
 from gmvq_jax.ops import numerics
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 
 
 def vqvae(
@@ -32,51 +34,38 @@ def vqvae(
     alpha: weight of the loss.
     beta: share of it that moves the codebook; the rest is the commitment.
   """
+  common.check_sizes('vqvae', num_codes=num_codes, dim=dim)
+  common.check_range('vqvae', 'at least 0', alpha=alpha)
+  common.check_range('vqvae', 'from 0 to 1', beta=beta)
 
-  base.check_sizes('vqvae', num_codes=num_codes, dim=dim)
-
-  def init(key):
+  def init(key: chex.PRNGKey) -> tuple[base.Params, base.State]:
     return {'codebook': jax.random.normal(key, (num_codes, dim))}, {}
 
-  def apply(
-      params,
-      state,
-      h,
-      *,
-      key=None,
-      temperature=None,
-      train=False,
-      mask=None,
-      axis_name=None,
-  ):
-    del key, temperature
-    h, mask = base.apply_mask(h, mask, (dim,))
-    z_hat, rows = numerics.promote(h, params['codebook'])
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    z_hat, rows = numerics.promote(call.h, params['codebook'])
     codes = clustering.nearest_codes(jax.lax.stop_gradient(z_hat), rows)
     codewords = rows[codes]
-    pulled = base.mean_square(
-        jax.lax.stop_gradient(z_hat) - codewords, mask, axis_name
-    )
-    committed = base.mean_square(
-        z_hat - jax.lax.stop_gradient(codewords), mask, axis_name
-    )
+    pulled = call.mean_square(jax.lax.stop_gradient(z_hat) - codewords)
+    committed = call.mean_square(z_hat - jax.lax.stop_gradient(codewords))
     loss = alpha * (beta * pulled + (1 - beta) * committed)
-    z = numerics.straight_through(codewords, z_hat) if train else codewords
-    quantized = base.hard(z, codes, z_hat, codewords, loss, num_codes, mask,
-                          axis_name)
-    return quantized, state
+    z = codewords
+    if call.train:
+      z = numerics.straight_through(codewords, z_hat)
+    return call.nearest(z, codes, z_hat, codewords, loss, num_codes), state
 
   return base.Quantizer(
       heads=(dim,),
       num_codes=num_codes,
       init=init,
-      apply=apply,
-      objective=base.mean_objective,
-      logits=lambda params, state, h: base.distance_logits(
+      apply=common.as_apply('vqvae', (dim,), quantize),
+      objective=common.mean_objective,
+      logits=lambda params, state, h: common.distance_logits(
           h, params['codebook']
       ),
       straight_through=True,
-      **base.plain_codebook(),
+      **common.plain_codebook(),
   )
 
 
@@ -109,42 +98,35 @@ def vqvae_ema(
     decay: of the averages, for each training step.
     epsilon: of the smoothing.
   """
+  common.check_sizes('vqvae_ema', num_codes=num_codes, dim=dim)
+  common.check_range('vqvae_ema', 'at least 0', commitment=commitment)
+  common.check_range('vqvae_ema', 'at least 0 and less than 1', decay=decay)
+  common.check_range('vqvae_ema', 'greater than 0', epsilon=epsilon)
 
-  base.check_sizes('vqvae_ema', num_codes=num_codes, dim=dim)
-
-  def init(key):
+  def init(key: chex.PRNGKey) -> tuple[base.Params, base.State]:
     rows = jax.random.normal(key, (num_codes, dim))
     return {}, {'codebook': rows, 'counts': jnp.ones(num_codes), 'sums': rows}
 
-  def apply(
-      params,
-      state,
-      h,
-      *,
-      key=None,
-      temperature=None,
-      train=False,
-      mask=None,
-      axis_name=None,
-  ):
-    del params, key, temperature
-    h, mask = base.apply_mask(h, mask, (dim,))
-    z_hat, rows = numerics.promote(h, state['codebook'])
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    del params
+    z_hat, rows = numerics.promote(call.h, state['codebook'])
     rows = jax.lax.stop_gradient(rows)
     codes = clustering.nearest_codes(jax.lax.stop_gradient(z_hat), rows)
     codewords = rows[codes]
-    loss = commitment * base.mean_square(z_hat - codewords, mask, axis_name)
-    z = numerics.straight_through(codewords, z_hat) if train else codewords
-    quantized = base.hard(z, codes, z_hat, codewords, loss, num_codes, mask,
-                          axis_name)
-    if train:
-      state = _move(state, jax.lax.stop_gradient(z_hat), codes, mask, axis_name)
-    return quantized, state
+    loss = commitment * call.mean_square(z_hat - codewords)
+    z = codewords
+    if call.train:
+      z = numerics.straight_through(codewords, z_hat)
+      state = move(state, jax.lax.stop_gradient(z_hat), codes, call)
+    return call.nearest(z, codes, z_hat, codewords, loss, num_codes), state
 
-  def _move(state, z_hat, codes, mask, axis_name):
-    counts, sums = base.sums_of_latents(
-        z_hat, codes, num_codes, mask, axis_name
-    )
+  def move(
+      state: base.State, z_hat: jax.Array, codes: jax.Array, call: common.Call
+  ) -> base.State:
+    """Returns the state after one step of the moving averages."""
+    counts, sums = call.sums(z_hat, codes, num_codes)
     counts = decay * state['counts'] + (1 - decay) * counts
     sums = decay * state['sums'] + (1 - decay) * sums
     total = counts.sum()
@@ -155,15 +137,20 @@ def vqvae_ema(
         'sums': sums,
     }
 
-  def embed(params, state, codes):
+  def embed(
+      params: base.Params, state: base.State, codes: jax.Array
+  ) -> jax.Array:
     del params
-    return base.look_up(state['codebook'], codes)
+    return common.look_up(state['codebook'], codes)
 
-  def read(params, state):
+  def read(params: base.Params, state: base.State) -> jax.Array:
     del params
-    return state['codebook']
+    rows: jax.Array = state['codebook']
+    return rows
 
-  def write(params, state, rows, where):
+  def write(
+      params: base.Params, state: base.State, rows: jax.Array, where: jax.Array
+  ) -> tuple[base.Params, base.State]:
     # To write all rows is to change coordinates; to write some, to start anew.
     counts = jnp.where(where & ~jnp.all(where), 1.0, state['counts'])
     return params, {
@@ -178,14 +165,15 @@ def vqvae_ema(
       heads=(dim,),
       num_codes=num_codes,
       init=init,
-      apply=apply,
+      apply=common.as_apply('vqvae_ema', (dim,), quantize),
       embed=embed,
-      objective=base.mean_objective,
+      objective=common.mean_objective,
       read=read,
       write=write,
-      finish=base.nothing_to_finish,
-      logits=lambda params, state, h: base.distance_logits(
+      finish=common.nothing_to_finish,
+      logits=lambda params, state, h: common.distance_logits(
           h, state['codebook']
       ),
+      updates='average',
       straight_through=True,
   )
