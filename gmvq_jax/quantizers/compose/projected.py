@@ -1,10 +1,12 @@
 """Quantization in fewer dimensions than those of the latents."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from gmvq_jax.ops import numerics
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
 from gmvq_jax.quantizers import initialization
 
 
@@ -26,9 +28,9 @@ def projected(inner: base.Quantizer, dim: int) -> base.Quantizer:
   Raises:
     ValueError: for less than one channel.
   """
-  base.check_sizes('projected', dim=dim)
+  common.check_sizes('projected', dim=dim)
 
-  def init(key):
+  def init(key: chex.PRNGKey) -> tuple[base.Params, base.State]:
     keys = jax.random.split(key, 3)
     params, state = inner.init(keys[0])
     z = jax.eval_shape(
@@ -40,60 +42,78 @@ def projected(inner: base.Quantizer, dim: int) -> base.Quantizer:
         'project_out': _affine_map(keys[2], z.shape[-1], dim),
     }, state
 
-  def project(params, x):
+  def project(params: base.Params, x: jax.Array) -> jax.Array:
     kernel, bias, x = numerics.promote(params['kernel'], params['bias'], x)
     return jnp.matmul(x, kernel, precision=numerics.PRECISION) + bias
 
-  def apply(params, state, h, *, mask=None, **kwargs):
-    h, mask = base.apply_mask(h, mask, (dim,))
-    quantized, state = inner.apply(
-        params['inner'],
-        state,
-        project(params['project_in'], h),
-        mask=mask,
-        **kwargs,
-    )
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    inside = call._replace(h=project(params['project_in'], call.h))
+    quantized, state = inside.apply(inner, params['inner'], state)
     z = project(params['project_out'], quantized.z)
-    return quantized._replace(z=base.zero_unless(mask, z)), state
+    return quantized._replace(z=common.zero_unless(call.mask, z)), state
 
-  def embed(params, state, codes):
+  def embed(
+      params: base.Params, state: base.State, codes: jax.Array
+  ) -> jax.Array:
     z = project(
         params['project_out'], inner.embed(params['inner'], state, codes)
     )
     axes = tuple(range(-len(inner.code_shape), 0))
-    return base.zero_unless(jnp.any(codes >= 0, axis=axes), z)
+    return common.zero_unless(jnp.any(codes >= 0, axis=axes), z)
 
-  def logits(params, state, h):
+  def logits(
+      params: base.Params, state: base.State, h: jax.Array
+  ) -> jax.Array:
     h = project(params['project_in'], h)
     return inner.logits(params['inner'], state, h)
 
-  def start(key, params, state, h, *, mask=None, **kwargs):
-    h, mask = base.apply_mask(h, mask, (dim,))
-    h = project(params['project_in'], h)
-    started, state = initialization.kmeans_start(
-        key, inner, params['inner'], state, h, mask=mask, **kwargs
+  def initialize(
+      key: chex.PRNGKey,
+      params: base.Params,
+      state: base.State,
+      h: jax.Array,
+      *,
+      mask: jax.Array | None = None,
+      num_iterations: int = 10,
+  ) -> tuple[base.Params, base.State]:
+    h, mask = common.apply_mask(h, mask, (dim,))
+    initialized, state = initialization.kmeans_start(
+        key,
+        inner,
+        params['inner'],
+        state,
+        project(params['project_in'], h),
+        mask=mask,
+        num_iterations=num_iterations,
     )
-    return {**params, 'inner': started}, state
+    return {**params, 'inner': initialized}, state
 
-  def finish(params, state):
+  def finish(
+      params: base.Params, state: base.State
+  ) -> tuple[base.Params, base.State, base.Params]:
     finished, state, fresh = inner.finish(params['inner'], state)
-    still = jax.tree.map(lambda _: jnp.zeros((), bool), params)
-    return {**params, 'inner': finished}, state, {**still, 'inner': fresh}
+    never = jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params)
+    return {**params, 'inner': finished}, state, {**never, 'inner': fresh}
 
   return inner._replace(
       heads=(dim,),
       init=init,
-      apply=apply,
+      apply=common.as_apply('projected', (dim,), quantize),
       embed=embed,
       read=None,
       write=None,
       finish=finish,
       logits=logits,
       straight_through=False,
-      start=start,
+      initialize=initialize,
+      wrappers=(),
   )
 
 
-def _affine_map(key, inputs, outputs):
+def _affine_map(
+    key: chex.PRNGKey, inputs: int, outputs: int
+) -> dict[str, jax.Array]:
   kernel = jax.random.normal(key, (inputs, outputs)) * inputs**-0.5
   return {'kernel': kernel, 'bias': jnp.zeros(outputs)}

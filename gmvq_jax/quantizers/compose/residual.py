@@ -1,12 +1,17 @@
 """Residual quantization: each level takes what those before it leave."""
 
+from collections.abc import Callable
+from typing import Any
+
+import chex
 import jax
 import jax.numpy as jnp
 
 from gmvq_jax.ops import numerics
 from gmvq_jax.quantizers import base
-from gmvq_jax.quantizers.compose import stack
+from gmvq_jax.quantizers import common
 from gmvq_jax.quantizers import initialization
+from gmvq_jax.quantizers.compose import stack
 
 
 def residual(
@@ -52,44 +57,51 @@ def residual(
   Raises:
     ValueError: for a depth, min_depth or scale out of range.
   """
-  base.check_sizes('residual', depth=depth, min_depth=min_depth)
+  common.check_sizes('residual', depth=depth, min_depth=min_depth)
   if min_depth > depth:
     raise ValueError(
         f'residual: min_depth={min_depth}: must be at most depth={depth}'
     )
-  if not scale > 0:
-    raise ValueError(f'residual: scale={scale}: must be greater than 0')
+  common.check_range('residual', 'greater than 0', scale=scale)
   dim, *others = inner.heads
   heads = (dim, *(others * depth))
   factors = jnp.float32(scale) ** jnp.arange(depth)
   code_axis = -1 - len(inner.code_shape)
 
-  def scan(step, params, state, h, xs):
-    """Returns what is left, the sum, the new state, and outputs of levels.
+  def scan(
+      step: Callable[..., tuple[jax.Array, base.State, Any]],
+      params: base.Params,
+      state: base.State,
+      h: jax.Array,
+      xs: Any,
+  ) -> tuple[jax.Array, jax.Array, base.State, Any]:
+    """Returns the last residual, the sum, the new state, outputs of levels.
 
     `step(params, state, h, factor, x) -> (z, state, output)`.
     """
     latents, rest = split(h, (params, state))
 
-    def level(carry, x):
-      left, total, common = carry
+    def level(carry: Any, x: Any) -> tuple[Any, Any]:
+      left, total, common_state = carry
       own, rest, factor, x = x
       h = jnp.concatenate([left / factor, rest], axis=-1)
-      both = common if shared else own
+      both = common_state if shared else own
       z, state, output = step(*both, h, factor, x)
-      common = (both[0], state) if shared else None
+      common_state = (both[0], state) if shared else None
       constant = jax.lax.stop_gradient(z) if inner.straight_through else z
-      return (left - constant, total + z, common), (state, output)
+      return (left - constant, total + z, common_state), (state, output)
 
     both = (params, state)
-    (left, total, common), (states, outputs) = jax.lax.scan(
+    (left, total, common_state), (states, outputs) = jax.lax.scan(
         level,
         (latents, jnp.zeros_like(latents), both if shared else None),
         (None if shared else both, rest, factors, xs),
     )
-    return left, total, common[1] if shared else states, outputs
+    if common_state is not None:
+      states = common_state[1]
+    return left, total, states, outputs
 
-  def split(h, arrays):
+  def split(h: jax.Array, arrays: Any) -> tuple[jax.Array, jax.Array]:
     """Returns the latents, and the other heads of levels, `[depth, ..., K]`."""
     # Of the type that z will have.
     types = {x.dtype for x in jax.tree.leaves(arrays)}
@@ -98,52 +110,38 @@ def residual(
     rest = h[..., dim:].reshape(*h.shape[:-1], depth, sum(others))
     return h[..., :dim], jnp.moveaxis(rest, -2, 0)
 
-  def apply(
-      params,
-      state,
-      h,
-      *,
-      key=None,
-      temperature=None,
-      train=False,
-      mask=None,
-      axis_name=None,
-  ):
-    h, mask = base.apply_mask(h, mask, heads)
-    keys, kept = None, jnp.full(mask.shape, depth)
-    if key is not None:
-      drop_key, *keys = jax.random.split(key, depth + 1)
-      keys = jnp.stack(keys)
-    if dropout and train:
-      base.check_key('residual with dropout', key, train)
-      kept = _draw_depths(drop_key, mask, min_depth, depth, axis_name)
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    mask = call.mask
+    keys: jax.Array | None = None
+    kept = jnp.full(mask.shape, depth)
+    if call.key is not None:
+      drop_key, *level_keys = jax.random.split(call.key, depth + 1)
+      keys = jnp.stack(level_keys)
+      if dropout:
+        kept = _sample_depths(drop_key, mask, min_depth, depth, call.axis_name)
 
-    def step(params, state, h, factor, x):
+    def step(
+        params: base.Params,
+        state: base.State,
+        h: jax.Array,
+        factor: jax.Array,
+        x: Any,
+    ) -> tuple[jax.Array, base.State, base.Quantized]:
       index, key = x
-      quantized, state = inner.apply(
-          params,
-          state,
-          h,
-          key=key,
-          temperature=temperature,
-          train=train,
-          mask=mask & (index < kept),
-          axis_name=axis_name,
-      )
-      return factor * quantized.z, state, quantized
+      of_level = call._replace(h=h, key=key, mask=mask & (index < kept))
+      quantized, state = of_level.apply(inner, params, state)
+      return scaled(factor, quantized.z), state, quantized
 
     left, z, state, levels = scan(
-        step, params, state, h, (jnp.arange(depth), keys)
+        step, params, state, call.h, (jnp.arange(depth), keys)
     )
     if inner.straight_through:
       z = numerics.straight_through(z, z / kept[..., None])
-
-    def mean(values):
-      return numerics.masked_mean(values, mask, axis_name=axis_name)
-
     error = jnp.mean(jnp.square(left), axis=-1)
     metrics = {k: jnp.mean(v) for k, v in levels.metrics.items()}
-    metrics |= base.latent_metrics(h[..., :dim], error, mean)
+    metrics |= call.latent_metrics(call.h[..., :dim], error)
     quantized = base.Quantized(
         z=z,
         codes=jnp.moveaxis(levels.codes, 0, mask.ndim),
@@ -153,7 +151,14 @@ def residual(
     )
     return quantized, state
 
-  def embed(params, state, codes):
+  def scaled(factor: jax.Array, z: jax.Array) -> jax.Array:
+    """Returns `factor z`."""
+    # Fused with the sum, the product would be rounded otherwise in `embed`.
+    return z if scale == 1 else jax.lax.optimization_barrier(factor * z)
+
+  def embed(
+      params: base.Params, state: base.State, codes: jax.Array
+  ) -> jax.Array:
     codes = jnp.moveaxis(codes, code_axis, 0)
     if len(codes) > depth:
       raise ValueError(
@@ -166,54 +171,99 @@ def residual(
     # In the order of `apply`, to round alike.
     total = jnp.zeros_like(levels[0])
     for factor, z in zip(factors[: len(levels)], levels, strict=True):
-      total = total + factor * z
+      total = total + scaled(factor, z)
     return total
 
-  def still(params, state, h, factor, mask=None):
-    return factor * inner.apply(params, state, h, mask=mask)[0].z
+  def logits(
+      params: base.Params, state: base.State, h: jax.Array
+  ) -> jax.Array:
 
-  def logits(params, state, h):
-    def step(params, state, h, factor, _):
-      z = still(params, state, h, factor)
+    def step(
+        params: base.Params,
+        state: base.State,
+        h: jax.Array,
+        factor: jax.Array,
+        x: None,
+    ) -> tuple[jax.Array, base.State, jax.Array]:
+      del x
+      z = scaled(factor, inner.apply(params, state, h)[0].z)
       return z, state, inner.logits(params, state, h)
 
     *_, levels = scan(step, params, state, h, None)
     return jnp.moveaxis(levels, 0, code_axis - 1)
 
-  def start(key, params, state, h, *, mask=None, **kwargs):
-    h, mask = base.apply_mask(h, mask, heads)
+  def initialize(
+      key: chex.PRNGKey,
+      params: base.Params,
+      state: base.State,
+      h: jax.Array,
+      *,
+      mask: jax.Array | None = None,
+      num_iterations: int = 10,
+  ) -> tuple[base.Params, base.State]:
+    h, mask = common.apply_mask(h, mask, heads)
     latents, rest = split(h, (params, state))
-    started = []
+    initialized = []
     for level, level_key in enumerate(jax.random.split(key, depth)):
-      h = jnp.concatenate([latents / factors[level], rest[level]], axis=-1)
+      factor = factors[level]
+      h = jnp.concatenate([latents / factor, rest[level]], axis=-1)
       this = (params, state)
       if not shared:
         this = jax.tree.map(lambda x, level=level: x[level], this)
       this = initialization.kmeans_start(
-          level_key, inner, *this, h, mask=mask, **kwargs
+          level_key, inner, *this, h, mask=mask, num_iterations=num_iterations
       )
       if shared:
         return this
-      started.append(this)
-      latents = latents - still(*this, h, factors[level], mask)
-    return jax.tree.map(lambda *x: jnp.stack(x), *started)
+      initialized.append(this)
+      quantized, _ = inner.apply(*this, h, mask=mask)
+      latents = latents - factor * quantized.z
+    both: tuple[base.Params, base.State] = jax.tree.map(
+        lambda *x: jnp.stack(x), *initialized
+    )
+    return both
+
+  def objective(
+      error: jax.Array,
+      quantized: base.Quantized,
+      *,
+      data_shape: tuple[int, ...],
+  ) -> jax.Array:
+    # Levels are no positions.
+    codes = jnp.take(quantized.codes, 0, axis=code_axis)
+    return inner.objective(
+        error, quantized._replace(codes=codes), data_shape=data_shape
+    )
 
   return inner._replace(
       heads=heads,
       init=inner.init if shared else stack.init_all(inner, depth),
-      apply=apply,
+      apply=common.as_apply(
+          'residual with dropout' if dropout else 'residual',
+          heads,
+          quantize,
+          needs=('key',) if dropout else (),
+      ),
       embed=embed,
+      objective=objective,
       read=None,
       write=None,
       finish=inner.finish if shared else stack.finish_all(inner, depth),
       logits=logits,
       code_shape=(depth, *inner.code_shape),
-      start=start,
+      initialize=initialize,
+      wrappers=(),
   )
 
 
-def _draw_depths(key, mask, least, most, axis_name):
-  """Returns for each example a number, the same at its positions."""
+def _sample_depths(
+    key: chex.PRNGKey,
+    mask: jax.Array,
+    least: int,
+    most: int,
+    axis_name: str | None,
+) -> jax.Array:
+  """Returns a random depth for each example, the same at its positions."""
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
   shape = (*mask.shape[:1], *(1,) * (mask.ndim - 1))

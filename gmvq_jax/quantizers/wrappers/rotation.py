@@ -5,45 +5,49 @@ import jax.numpy as jnp
 
 from gmvq_jax.ops import numerics
 from gmvq_jax.quantizers import base
+from gmvq_jax.quantizers import common
+from gmvq_jax.quantizers.wrappers import checks
 
 
 def with_rotation_trick(inner: base.Quantizer) -> base.Quantizer:
-  """Turns the decoder's gradient with its codeword (Fifty 2024).
+  """Rotates the decoder's gradient with its codeword (Fifty 2024).
 
-  https://arxiv.org/abs/2410.06424: what the decoder sees is unchanged, but its
+  https://arxiv.org/abs/2410.06424: the decoder's input is unchanged, but its
   gradient reaches the latents z as if it were `s R z`, where R rotates z onto
-  the codeword in the plane of both, and s stretches it; both are constants.
+  the codeword in the plane of both, and s scales it; both are constants.
 
   Parameters, state, loss and metrics are those of `inner`.
 
   Args:
-    inner: one that passes its codewords straight through: a vqvae with whatever
-      is added to it, simvq, fsq, lfq, bsq, or a residual or grouped one of
-      these.
+    inner: a quantizer that passes its codewords straight through: vqvae with
+      any wrappers, simvq, fsq, lfq, bsq, or a residual or grouped one of these.
 
   Raises:
     ValueError: for any other.
   """
+  wrappers = checks.wrap('rotation', inner)
   if not inner.straight_through:
     raise ValueError(
         'rotation: goes with quantizers that pass their codewords straight'
         ' through, such as vqvae, fsq or lfq; this one does not'
     )
 
-  def apply(params, state, h, *, train=False, mask=None, **kwargs):
-    quantized, state = inner.apply(
-        params, state, h, train=train, mask=mask, **kwargs
-    )
-    if train:
-      h, _ = base.apply_mask(h, mask, inner.heads)
-      z = numerics.straight_through(quantized.z, _rotated(h, quantized.z))
+  def quantize(
+      params: base.Params, state: base.State, call: common.Call
+  ) -> tuple[base.Quantized, base.State]:
+    quantized, state = call.apply(inner, params, state)
+    if call.train:
+      z = numerics.straight_through(quantized.z, _rotated(call.h, quantized.z))
       quantized = quantized._replace(z=z)
     return quantized, state
 
-  return inner._replace(apply=apply)
+  return inner._replace(
+      apply=common.as_apply('rotation', inner.heads, quantize),
+      wrappers=wrappers,
+  )
 
 
-def _rotated(h, z):
+def _rotated(h: jax.Array, z: jax.Array) -> jax.Array:
   """Returns `s R h`, its gradient to `h [..., L]` alone.
 
   And h itself where it, or z, has no direction.
@@ -57,7 +61,7 @@ def _rotated(h, z):
       (norm_z / norm_h, from_, to, middle)
   )
 
-  def along(direction):
+  def along(direction: jax.Array) -> jax.Array:
     return jnp.sum(h * direction, axis=-1, keepdims=True)
 
   rotated = scale * (h - 2 * along(middle) * middle + 2 * along(from_) * to)
