@@ -1,19 +1,19 @@
-"""Images that are read when they are asked for, and the cache of read ones."""
+"""Images that are read on demand, and how they are identified."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import concurrent.futures
 import functools
 import hashlib
-import json
 import logging
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
 
+from gmvq_jax.data import preprocess
+from gmvq_jax.runtime import cache
 from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import progress
 
@@ -82,7 +82,7 @@ def fingerprint(*parts: Images) -> str:
   digest = hashlib.sha256()
   for images in parts:
     few = np.linspace(0, len(images) - 1, _IDENTIFYING).astype(int)
-    digest.update(np.ascontiguousarray(images[few]))
+    digest.update(np.ascontiguousarray(images[few]).data)
   counts = '+'.join(str(len(images)) for images in parts)
   return f'{counts} images {digest.hexdigest()[:12]}'
 
@@ -98,7 +98,7 @@ def read_all(images: Images, name: str) -> np.ndarray:
     return images
   if not images.identity:
     return images[:]
-  path = cache_path(name, images.identity, '.npy')
+  path = cache.path_of(name, images.identity, '.npy')
   try:
     return np.load(path, allow_pickle=False)
   except FileNotFoundError:
@@ -110,8 +110,34 @@ def read_all(images: Images, name: str) -> np.ndarray:
   for start in progress.track(starts, f'Reading {len(images)} images'):
     part = slice(start, start + _READ_AT_ONCE)
     array[part] = images[part]
-  write_cached(path, lambda file: np.save(file, array))
+  cache.store(path, lambda file: np.save(file, array))
   return array
+
+
+def shaped(images: Images, shape: preprocess.Shape, name: str) -> Images:
+  """Returns an array cropped and resized, as its images are asked for.
+
+  Args:
+    images: uint8 `[N, H, W, channels]`.
+    shape: what they are made to be.
+    name: for the user.
+  """
+  side = shape.size
+  if not shape.crop and (not side or images.shape[1:3] == (side, side)):
+    return images
+
+  def read(indices: np.ndarray) -> np.ndarray:
+    try:
+      return np.stack(
+          [preprocess.from_array(image, shape) for image in images[indices]]
+      )
+    except preprocess.UnusableError as error:
+      raise errors.UserError(
+          f'{name}: its images are {error}; give a smaller crop'
+      ) from error
+
+  identity = getattr(images, 'identity', '')
+  return Lazy(read, len(images), identity=identity)
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence) -> list:
@@ -140,52 +166,6 @@ def _cores():
 @functools.cache
 def _pool():
   return concurrent.futures.ThreadPoolExecutor(_cores(), 'images')
-
-
-def cache_dir() -> pathlib.Path:
-  """Returns `$XDG_CACHE_HOME/gmvq_jax`, by default `~/.cache/gmvq_jax`."""
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(base) / 'gmvq_jax'
-
-
-def cache_path(name: str, identity: str, suffix: str) -> pathlib.Path:
-  """Returns where what has this name and identity is cached."""
-  digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-  plain = ''.join(c if c.isalnum() else '-' for c in name)[-40:]
-  return cache_dir() / f'{plain}-{digest}{suffix}'
-
-
-def write_cached(path: pathlib.Path, write: Callable[[Any], None]) -> None:
-  """Writes whole or not at all; a full or read-only disk costs only time.
-
-  Args:
-    path: of `cache_path`.
-    write: writes to an open binary file.
-  """
-  temporary = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-      temporary = file.name
-      write(file)
-    os.replace(temporary, path)
-  except OSError as error:
-    _LOGGER.warning('%s is not cached: %s', path.name, error)
-  finally:
-    if temporary and os.path.exists(temporary):
-      os.unlink(temporary)
-
-
-def remember(name: str, identity: str, compute: Callable[[], Any]) -> Any:
-  """Returns a JSON value from the cache, or computes and caches it."""
-  path = cache_path(name, identity, '.json')
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
-    value = compute()
-    text = json.dumps(value, indent=2).encode()
-    write_cached(path, lambda file: file.write(text))
-    return value
 
 
 def identity_of_files(paths: list[pathlib.Path]) -> str:

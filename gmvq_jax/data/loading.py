@@ -4,14 +4,14 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from gmvq_jax.runtime import errors
+from gmvq_jax.data import images as images_lib
+from gmvq_jax.data import preprocess
 from gmvq_jax.data.sources import arrays
 from gmvq_jax.data.sources import cifar10
 from gmvq_jax.data.sources import folder
 from gmvq_jax.data.sources import photographs
-from gmvq_jax.data import preprocess
-from gmvq_jax.data import images as images_lib
 from gmvq_jax.data.sources import tfds
+from gmvq_jax.runtime import errors
 
 _DEVICE_BYTES = 2 * 2**30
 _CONTAINER_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')
@@ -56,9 +56,9 @@ def load(
       the next two are for its data sets only.
     validation: the split to choose on.
     test: the split to report.
-    crop: see `pixels.Shape`. It and `size` are for folders and TensorFlow
+    crop: see `preprocess.Shape`. It and `size` are for folders and TensorFlow
       Datasets; `size` also for photographs.
-    size: see `pixels.Shape`.
+    size: see `preprocess.Shape`.
     channels: 3, or 1 for grey; for folders and photographs.
     bad_images: `skip` or `fail`; of files in a folder that cannot be used.
     keep: where the training images are kept: whole on every `device`, in
@@ -73,10 +73,11 @@ def load(
     errors.UserError: for what cannot be found, read or used.
   """
   shape = preprocess.Shape(crop, size, channels)
-  kind, colon, path = name.partition(':')
-  if colon and not path:
+  kind, colon, rest = name.partition(':')
+  if colon and not rest:
     raise errors.UserError(f'data.name={name}: the path is missing; give one')
-  path = pathlib.Path(os.path.expanduser(path))
+  path = pathlib.Path(os.path.expanduser(rest))
+  parts: tuple[images_lib.Images, ...]
   if colon and kind == 'folder':
     parts = folder.load(path, shape, skip_bad=bad_images == 'skip')
   elif colon and kind == 'array':
@@ -84,12 +85,11 @@ def load(
     parts = arrays.load(path)
   elif name == 'photographs':
     _refuse(name, crop=crop)
-    parts = photographs.load(size or 32, channels)
-  elif name == 'cifar10' and cifar10.wanted(dir):
-    _refuse(name, crop=crop, size=size)
-    parts = cifar10.load((train, validation, test))
+    parts = of_dataset(name, photographs.SPLITS, shape)
   else:
-    parts = tfds.load(name, dir, (train, validation, test), shape)
+    if name == 'cifar10' and cifar10.wanted(dir):
+      _refuse(name, crop=crop, size=size)
+    parts = of_dataset(name, (train, validation, test), shape, data_dir=dir)
   splits = Splits(*parts)
   _check(name, splits, channels)
 
@@ -99,6 +99,38 @@ def load(
   if keep != 'stream':
     splits = Splits(*(images_lib.read_all(images, name) for images in splits))
   return splits, keep == 'device'
+
+
+def of_dataset(
+    name: str,
+    splits: tuple[str, ...],
+    shape: preprocess.Shape,
+    *,
+    data_dir: str = '',
+) -> tuple[images_lib.Images, ...]:
+  """Returns splits of a data set.
+
+  Args:
+    name: of one of ours, or in TensorFlow Datasets.
+    splits: `train`, `validation` or `test` of `photographs`; in the syntax of
+      TensorFlow Datasets for others.
+    shape: what images are made to be.
+    data_dir: of TensorFlow Datasets; see `tfds.load`.
+  """
+  if name == 'photographs':
+    for split in splits:
+      if split not in photographs.SPLITS:
+        raise errors.UserError(
+            f'{name}:{split}: there is no such split; there are'
+            f' {", ".join(photographs.SPLITS)}'
+        )
+    crops = photographs.load(shape.size or 32, shape.channels)
+    parts = tuple(crops[photographs.SPLITS.index(split)] for split in splits)
+  elif name == 'cifar10' and cifar10.wanted(data_dir):
+    parts = cifar10.load(splits)
+  else:
+    return tfds.load(name, data_dir, splits, shape)
+  return tuple(images_lib.shaped(part, shape, name) for part in parts)
 
 
 def _choose(num_bytes):

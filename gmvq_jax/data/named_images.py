@@ -5,19 +5,14 @@ import os
 import pathlib
 from typing import NamedTuple
 
-import numpy as np
-
-from gmvq_jax.runtime import errors
-from gmvq_jax.data.sources import arrays
-from gmvq_jax.data.sources import cifar10
-from gmvq_jax.data.sources import folder
-from gmvq_jax.data.sources import photographs
-from gmvq_jax.data import preprocess
 from gmvq_jax.data import images as images_lib
-from gmvq_jax.data.sources import tfds
+from gmvq_jax.data import loading
+from gmvq_jax.data import preprocess
+from gmvq_jax.data.sources import arrays
+from gmvq_jax.data.sources import folder
+from gmvq_jax.runtime import errors
 
 FORMS = 'folder:PATH, array:PATH.npy, array:PATH.npz:ARRAY or DATASET:SPLIT'
-_PHOTOGRAPHS = ('train', 'validation', 'test')
 
 
 class NamedImages(NamedTuple):
@@ -80,47 +75,16 @@ def load(
   if not colon or not kind or not rest:
     raise errors.UserError(f'{name!r}: is no set of images; give {FORMS}')
   path = pathlib.Path(os.path.expanduser(rest))
+  images: images_lib.Images
+  files: tuple[str, ...] = ()
+  prefix = ''
   if kind == 'folder':
     images, files = folder.load_whole(path, shape, skip_bad=skip_bad)
-    loaded = NamedImages(name, images, files=files)
   elif kind == 'array':
-    loaded = NamedImages(name, _made(arrays.load_whole(rest), shape, name))
+    images = images_lib.shaped(arrays.load_whole(rest), shape, name)
   else:
-    images = _split(kind, rest, shape, data_dir)
-    loaded = NamedImages(name, images, prefix=f'{rest}/')
-  if not len(loaded.images):
+    (images,) = loading.of_dataset(kind, (rest,), shape, data_dir=data_dir)
+    prefix = f'{rest}/'
+  if not len(images):
     raise errors.UserError(f'{name}: holds no image; there must be one')
-  return loaded
-
-
-def _split(name, split, shape, data_dir):
-  if name == 'photographs':
-    if split not in _PHOTOGRAPHS:
-      raise errors.UserError(
-          f'{name}:{split}: there is no such split; there are'
-          f' {", ".join(_PHOTOGRAPHS)}'
-      )
-    parts = photographs.load(shape.size or 32, shape.channels)
-    return _made(parts[_PHOTOGRAPHS.index(split)], shape, name)
-  if name == 'cifar10' and cifar10.wanted(data_dir):
-    return _made(cifar10.load((split,))[0], shape, name)
-  return tfds.load(name, data_dir, (split,), shape)[0]
-
-
-def _made(images, shape, name):
-  """Returns an array cropped and resized, as its images are asked for."""
-  if not (shape.crop or shape.size):
-    return images
-
-  def read(indices):
-    try:
-      return np.stack(
-          [preprocess.from_array(image, shape) for image in images[indices]]
-      )
-    except preprocess.UnusableError as error:
-      raise errors.UserError(
-          f'{name}: its images are {error}; give a smaller crop'
-      ) from error
-
-  identity = getattr(images, 'identity', '')
-  return images_lib.Lazy(read, len(images), identity=identity)
+  return NamedImages(name, images, prefix, files)

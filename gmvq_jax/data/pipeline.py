@@ -12,8 +12,8 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from gmvq_jax.runtime import distributed
 from gmvq_jax.data import images as images_lib
+from gmvq_jax.runtime import distributed
 
 _THREADS = 4
 _AHEAD = 4  # Batches.

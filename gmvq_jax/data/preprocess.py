@@ -67,11 +67,11 @@ def from_array(image: np.ndarray, shape: Shape) -> np.ndarray:
   left, upper, right, lower = _window((width, height), shape)
   # Before Pillow copies it.
   image = image[upper:lower, left:right]
-  image = Image.fromarray(image[..., 0] if channels == 1 else image)
-  return _resized(image, shape._replace(channels=channels))
+  pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
+  return _resized(pixels, shape._replace(channels=channels))
 
 
-def _resized(image, shape):
+def _resized(image: Image.Image, shape: Shape) -> np.ndarray:
   """Returns the pixels of an image of the right mode, at the right size."""
   if shape.size:
     size = (shape.size, shape.size)

@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from gmvq_jax.runtime import errors
 from gmvq_jax.data import images as images_lib
+from gmvq_jax.runtime import errors
 
 _SPLITS = ('train', 'validation', 'test')
 
@@ -40,8 +40,8 @@ def load_whole(name: str) -> images_lib.Lazy:
   Raises:
     errors.UserError: as `load`.
   """
-  path, _, array = name.partition('.npz:')
-  path = pathlib.Path(os.path.expanduser(f'{path}.npz' if array else path))
+  start, _, array = name.partition('.npz:')
+  path = pathlib.Path(os.path.expanduser(f'{start}.npz' if array else start))
   loaded = _open(path, array)
   if isinstance(loaded, np.ndarray):
     return _with_identity(check(loaded, path), path)

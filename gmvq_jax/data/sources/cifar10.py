@@ -17,9 +17,9 @@ import urllib.request
 
 import numpy as np
 
+from gmvq_jax.runtime import cache
 from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import progress
-from gmvq_jax.data import images as images_lib
 
 _LOGGER = logging.getLogger(__name__)
 _ARCHIVE = 'cifar-10-binary.tar.gz'
@@ -63,7 +63,7 @@ def load(
       cannot be downloaded or is not the one expected.
   """
   ranges = [_parse(split) for split in splits]
-  cached = images_lib.cache_path('cifar10', md5, '.npz')
+  cached = cache.path_of('cifar10', md5, '.npz')
   try:
     with np.load(cached, allow_pickle=False) as file:
       images = dict(file)
@@ -74,7 +74,7 @@ def load(
     images = None
   if images is None:
     images = _unpack(_archive(url, md5))
-    images_lib.write_cached(cached, lambda file: np.savez(file, **images))
+    cache.store(cached, lambda file: np.savez(file, **images))
   parts = []
   for name, start, stop in ranges:
     count = len(images[name])
@@ -110,7 +110,7 @@ def _bound(text, count):
 
 def _archive(url, md5):
   """Returns the bytes of the archive: the user's, else downloaded."""
-  placed = images_lib.cache_dir() / _ARCHIVE
+  placed = cache.directory() / _ARCHIVE
   if placed.is_file():
     content = placed.read_bytes()
     if hashlib.md5(content).hexdigest() == md5:
@@ -165,6 +165,6 @@ def _not_here(reason):
   return errors.UserError(
       f'CIFAR10 is not on this machine and cannot be downloaded ({reason});'
       f' connect to the network and try again, or put {_ARCHIVE}'
-      f' into {images_lib.cache_dir()}, or set TFDS_DATA_DIR to a directory that'
+      f' into {cache.directory()}, or set TFDS_DATA_DIR to a directory that'
       ' holds cifar10 prepared with file_format=array_record'
   )

@@ -10,10 +10,11 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from gmvq_jax.data import images as images_lib
+from gmvq_jax.data import preprocess
+from gmvq_jax.runtime import cache
 from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import progress
-from gmvq_jax.data import preprocess
-from gmvq_jax.data import images as images_lib
 
 _LOGGER = logging.getLogger(__name__)
 _SPLITS = ('train', 'validation', 'test')
@@ -80,7 +81,7 @@ def _usable_files(path, splits, shape, skip_bad):
         ' give a folder that does'
     )
   identity = f'{images_lib.identity_of_files(files)} {shape}'
-  checked = images_lib.remember(name, identity, lambda: _check(files, shape))
+  checked = cache.remember(name, identity, lambda: _check(files, shape))
   # What was wrong may have been the network, or a permission.
   bad = [i for i, (*_, reason) in enumerate(checked) if reason]
   for i, again in zip(bad, _check([files[i] for i in bad], shape), strict=True):

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from gmvq_jax.runtime import errors
 from gmvq_jax.data import preprocess
+from gmvq_jax.runtime import errors
 
 # No photograph is in two splits.
 _SPLITS = (
@@ -22,12 +22,13 @@ _SPLITS = (
     ('skimage/data/coffee.png',),
     ('skimage/data/chelsea.png', 'sklearn/datasets/images/china.jpg'),
 )
+SPLITS = ('train', 'validation', 'test')
 _COUNTS = (8192, 512, 1024)
 _SCALES = (1, 2, 4)
 
 
 def load(size: int, channels: int) -> tuple[np.ndarray, ...]:
-  """Returns train, validation and test crops, always the same.
+  """Returns the crops of each of `SPLITS`, always the same.
 
   Each is a random square of a random photograph of its split, of `size`, or two
   or four times that where it fits, resized to `size`.

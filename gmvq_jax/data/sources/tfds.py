@@ -10,9 +10,9 @@ import pathlib
 
 import numpy as np
 
-from gmvq_jax.runtime import errors
-from gmvq_jax.data import preprocess
 from gmvq_jax.data import images as images_lib
+from gmvq_jax.data import preprocess
+from gmvq_jax.runtime import errors
 
 
 def load(
@@ -32,14 +32,14 @@ def load(
   # Slow to import, and not needed for other data.
   import tensorflow_datasets as tfds
 
-  data_dir = data_dir or os.environ.get('TFDS_DATA_DIR') or None
-  if data_dir and not os.path.isdir(os.path.expanduser(data_dir)):
+  where = data_dir or os.environ.get('TFDS_DATA_DIR') or None
+  if where and not os.path.isdir(os.path.expanduser(where)):
     raise errors.UserError(
-        f'data.dir={data_dir!r}: there is no such directory; give the one that'
+        f'data.dir={where!r}: there is no such directory; give the one that'
         f' holds {name}/, by --config.data.dir or TFDS_DATA_DIR'
     )
   try:
-    builder = tfds.builder(name, data_dir=data_dir)
+    builder = tfds.builder(name, data_dir=where)
     available = builder.info.splits
   except Exception as error:
     reason = str(error).partition('\n')[0]
