@@ -7,16 +7,16 @@ import pathlib
 from typing import Any
 from typing import NamedTuple
 
+from gmvq_jax.experiments import log_likelihood
+from gmvq_jax.experiments import sampling
+from gmvq_jax.runtime import distributed
+from gmvq_jax.runtime import errors
 from gmvq_jax.tokenizer import code_files
 from gmvq_jax.tokenizer import decode
-from gmvq_jax.runtime import distributed
 from gmvq_jax.tokenizer import encode
-from gmvq_jax.runtime import errors
 from gmvq_jax.tokenizer import export as export_lib
-from gmvq_jax.experiments import sampling
-from gmvq_jax.experiments import log_likelihood
-from gmvq_jax.training import summary as summary_lib
 from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
+from gmvq_jax.training import summary as summary_lib
 from gmvq_jax.training import trainer
 
 

@@ -5,13 +5,14 @@ r"""The command line.
         --input='cifar10:train[:90%]' --output=codes/train
 """
 
+
 from absl import flags
 from ml_collections import config_flags
 
-from gmvq_jax.training import command_line
+from gmvq_jax import commands
 from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
-from gmvq_jax import commands
+from gmvq_jax.training import command_line
 
 _DISTRIBUTED = flags.DEFINE_boolean(
     'distributed', False, 'This is one of several processes; launchers set it.'

@@ -5,7 +5,7 @@ r"""What the paper leaves open, one choice at a time.
 
 trains by the configuration's schedule; `--config.num_steps=300
 --config.batch_size=128 --seeds=0,1` is what two CPU cores can do. The letters
-are those of docs/equations.md. See `sweep` for what is written.
+are those of docs/equations.md. See `comparison` for what is written.
 """
 
 from typing import NamedTuple
@@ -13,9 +13,9 @@ from typing import NamedTuple
 from absl import flags
 import numpy as np
 
+from gmvq_jax.experiments import comparison
 from gmvq_jax.reporting import charts
 from gmvq_jax.runtime import errors
-from gmvq_jax.experiments import sweep
 
 
 class Choice(NamedTuple):
@@ -75,7 +75,7 @@ CHOICES = {
 }  # fmt: skip
 
 
-def variants_of(only: list[str]) -> sweep.Variants:
+def variants_of(only: list[str]) -> comparison.Variants:
   """Returns the default and the named choices; all, if none is named.
 
   Raises:
@@ -103,14 +103,14 @@ class Effect(NamedTuple):
   matters: bool
 
 
-def effects(results: sweep.Results) -> dict[str, Effect]:
+def effects(results: comparison.Results) -> dict[str, Effect]:
   """Returns the effects of the choices all of whose runs have ended.
 
   Seeds are paired: a seed is the same order of images, and mostly the same
   start. The error is that of a model without an interaction of choice and seed,
   log MSE = choice + seed + noise, by medians, as some choices do not train.
   """
-  of_seed = sweep.values_of(results, 'mse')
+  of_seed = comparison.values_of(results, 'mse')
   seeds = sorted({record['seed'] for record in results['runs']})
   logs = {
       name: np.log([values[seed] for seed in seeds])
@@ -136,11 +136,11 @@ def effects(results: sweep.Results) -> dict[str, Effect]:
   return found
 
 
-def table(results: sweep.Results) -> str:
+def table(results: comparison.Results) -> str:
   """Returns a row for each choice, the one that does most harm last."""
   effect_of = effects(results)
   metrics = {
-      metric: sweep.values_of(results, metric)
+      metric: comparison.values_of(results, metric)
       for metric in ('mse', 'perplexity', 'posterior_entropy')
   }
   names = sorted(
@@ -163,18 +163,18 @@ def table(results: sweep.Results) -> str:
     cells = [
         choice.letter,
         choice.what,
-        sweep.mean_and_all(1e3 * mse),
+        comparison.mean_and_all(1e3 * mse),
         change,
-        sweep.mean_and_all(perplexity),
-        sweep.mean_and_all(entropy),
+        comparison.mean_and_all(perplexity),
+        comparison.mean_and_all(entropy),
     ]
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
 
 
-def figure(results: sweep.Results) -> str:
+def figure(results: comparison.Results) -> str:
   """Returns how the MSE of each choice differs from the default's, by seed."""
-  values = sweep.values_of(results, 'mse')
+  values = comparison.values_of(results, 'mse')
   default = values[DEFAULT]
   whats = {DEFAULT: 'the default'} | {
       name: choice.what.replace('\\|', '|') for name, choice in CHOICES.items()
@@ -199,7 +199,7 @@ def _mean_of(item):
   return np.mean(np.log1p(np.array(item[1]) / 100))
 
 
-EXPERIMENT = sweep.Experiment(
+EXPERIMENT = comparison.Experiment(
     name='ablations',
     variants=lambda: variants_of(flags.FLAGS.only),
     table=table,
@@ -207,6 +207,5 @@ EXPERIMENT = sweep.Experiment(
 )
 
 if __name__ == '__main__':
-  sweep.define_flags()
   flags.DEFINE_list('only', [], 'These choices, besides the default.')
-  sweep.command(EXPERIMENT)
+  comparison.run_sweep(EXPERIMENT)

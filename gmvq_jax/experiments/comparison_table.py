@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gmvq_jax.reporting import charts
+from gmvq_jax.reporting import pages
 from gmvq_jax.reporting import paper
 from gmvq_jax.reporting import pictures
-from gmvq_jax.reporting import pages
 
 # Of metrics: the heading, the factor, and the digits that are shown.
 COLUMNS = {
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 def rows_of(results: dict[str, Any]) -> list[Row]:
   """Returns the rows of `results.json`, the lowest MSE first."""
-  methods = dict.fromkeys(run['method'] for run in results['runs'])
+  methods = dict.fromkeys(run['variant'] for run in results['runs'])
   rows = [_row(method, results) for method in methods]
   rows += _anchor_rows(results['anchors'])
   known = {row.name: row.mean['mse'] for row in rows if 'mse' in row.mean}
@@ -97,7 +97,7 @@ def margins(results: dict[str, Any]) -> list[str]:
     return [
         1e3 * run['metrics']['mse']
         for run in results['runs']
-        if run['method'] == method and not run['failure']
+        if run['variant'] == method and not run['failure']
     ]
 
   sentences, rival = [], errors_of('vqvae')
@@ -155,10 +155,10 @@ def write(path: pathlib.Path, results: dict[str, Any]) -> None:
           (name, charts.usage(example['code_counts'], title=name))
           for name, example in examples
       ],
-      command=results['runs'][-1]['command'],
+      command=results['command'],
       versions=results['runs'][-1]['versions'],
-      num_steps=results['runs'][-1]['config']['num_steps'],
-      batch_size=results['runs'][-1]['config']['batch_size'],
+      num_steps=results['config']['num_steps'],
+      batch_size=results['config']['batch_size'],
   )
   (path / 'table.html').write_text(page, encoding='utf-8')
 
@@ -167,10 +167,10 @@ def _examples(path, results):
   """Returns what the first run of each method shows of images, by method."""
   found = {}
   for run in results['runs']:
-    file = path / 'runs' / run['method'] / f'seed_{run["seed"]}/examples.npz'
-    if run['method'] not in found and file.exists():
+    file = path / 'runs' / run['variant'] / f'seed_{run["seed"]}/examples.npz'
+    if run['variant'] not in found and file.exists():
       with np.load(file) as arrays:
-        found[run['method']] = {
+        found[run['variant']] = {
             'images': arrays['images'][:_SHOWN],
             'reconstructions': arrays['reconstructions'][:_SHOWN],
             'code_counts': arrays['code_counts'],
@@ -179,7 +179,7 @@ def _examples(path, results):
 
 
 def _row(method, results):
-  runs = [run for run in results['runs'] if run['method'] == method]
+  runs = [run for run in results['runs'] if run['variant'] == method]
   finished = [run['metrics'] for run in runs if not run['failure']]
   values = {
       metric: [m[metric] for m in finished]
@@ -189,7 +189,8 @@ def _row(method, results):
   notes = []
   if len(finished) < len(runs):
     notes.append(f'{len(runs) - len(finished)} of {len(runs)} runs diverged')
-  data = runs[0]['config']['data']['name']
+  data = results['config']['data']['name']
+  searched = method in results['searches']
   return Row(
       name=method,
       mean={k: float(np.mean(v)) for k, v in values.items()},
@@ -197,7 +198,7 @@ def _row(method, results):
           k: float(np.std(v, ddof=1)) for k, v in values.items() if len(v) > 1
       },
       seeds=len(runs),
-      numbers='searched' if runs[0]['searched'] else 'literature values',
+      numbers='searched' if searched else 'literature values',
       paper=paper.TABLE_1.get(data, {}).get(_PAPERS_NAMES.get(method)),
       notes=notes,
   )

@@ -4,8 +4,8 @@ r"""Figure 4 of the paper: GM-VQ by the weight of its entropy term.
         --workdir=runs/entropy_sweep [--betas=0,1,3,10,30] [--seeds=0,1,2,3,4]
 
 trains by the configuration's schedule; `--config.num_steps=300
---config.batch_size=128 --seeds=0,1` is what two CPU cores can do. See `sweep`
-for what is written.
+--config.batch_size=128 --seeds=0,1` is what two CPU cores can do. See
+`comparison` for what is written.
 """
 
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ import math
 from absl import flags
 import numpy as np
 
+from gmvq_jax.experiments import comparison
 from gmvq_jax.reporting import charts
-from gmvq_jax.runtime import errors
 from gmvq_jax.reporting import pages
-from gmvq_jax.experiments import sweep
+from gmvq_jax.runtime import errors
 
 # Metric, heading and factor.
 _METRICS = (
@@ -27,7 +27,7 @@ _METRICS = (
 )
 
 
-def variants_of(betas: Iterable[str]) -> sweep.Variants:
+def variants_of(betas: Iterable[str]) -> comparison.Variants:
   """Returns the variants of these values of β, in ascending order.
 
   Raises:
@@ -49,38 +49,39 @@ def variants_of(betas: Iterable[str]) -> sweep.Variants:
   }
 
 
-def table(results: sweep.Results) -> str:
+def table(results: comparison.Results) -> str:
   """Returns a row for each β: means over seeds, and in brackets the seeds'."""
   lines = ['| β | ' + ' | '.join(title for _, title, _ in _METRICS) + ' |']
   lines.append('|---' * (1 + len(_METRICS)) + '|')
   for name, beta in _betas(results).items():
     cells = [f'{beta:g}']
     for metric, _, factor in _METRICS:
-      values = sweep.values_of(results, metric)[name].values()
-      cells.append(sweep.mean_and_all(factor * np.array(list(values))))
+      values = comparison.values_of(results, metric)[name].values()
+      cells.append(comparison.mean_and_all(factor * np.array(list(values))))
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n\n'.join(['\n'.join(lines), *trends(results)]) + '\n'
 
 
-def trends(results: sweep.Results) -> list[str]:
+def trends(results: comparison.Results) -> list[str]:
   """Returns what is to be said of the paper's claim, a sentence a metric."""
   betas = _betas(results)
   sentences = []
   for metric, title, factor in _METRICS[:2]:
-    values = sweep.values_of(results, metric)
+    values = comparison.values_of(results, metric)
     pairs = [
         (rank, value)
         for rank, name in enumerate(betas)
         for value in values[name].values()
     ]
     means = {
-        betas[name]: factor * np.mean(list(values[name].values()))
+        betas[name]: factor * float(np.mean(list(values[name].values())))
         for name in betas
         if values[name]
     }
     if len(means) < 2:
       continue
-    least, most = min(means, key=means.get), max(means, key=means.get)
+    least = min(means, key=means.__getitem__)
+    most = max(means, key=means.__getitem__)
     sentences.append(
         f'{title.partition(" ×")[0]}: rank correlation with β'
         f' {_rank_correlation(pairs):+.2f} over {len(pairs)} runs; lowest at'
@@ -90,12 +91,12 @@ def trends(results: sweep.Results) -> list[str]:
   return sentences
 
 
-def figure(results: sweep.Results) -> str:
+def figure(results: comparison.Results) -> str:
   """Returns the box plots, MSE beside perplexity."""
   betas = _betas(results)
   panels = {}
   for metric, title, factor in _METRICS[:2]:
-    values = sweep.values_of(results, metric)
+    values = comparison.values_of(results, metric)
     panels[title] = {
         f'{beta:g}': [factor * value for value in values[name].values()]
         for name, beta in betas.items()
@@ -123,7 +124,7 @@ def _rank_correlation(pairs):
   return float(np.corrcoef([ranks(x) for x in np.array(pairs).T])[0, 1])
 
 
-EXPERIMENT = sweep.Experiment(
+EXPERIMENT = comparison.Experiment(
     name='entropy_sweep',
     variants=lambda: variants_of(flags.FLAGS.betas),
     table=table,
@@ -131,6 +132,5 @@ EXPERIMENT = sweep.Experiment(
 )
 
 if __name__ == '__main__':
-  sweep.define_flags()
   flags.DEFINE_list('betas', ['0', '1', '3', '10', '30'], 'Weights of the KL.')
-  sweep.command(EXPERIMENT)
+  comparison.run_sweep(EXPERIMENT)

@@ -28,12 +28,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmvq_jax.reporting import charts
-from gmvq_jax.training import command_line
-from gmvq_jax.runtime import errors
-from gmvq_jax.reporting import pages
-from gmvq_jax.runtime import files
 from gmvq_jax.experiments import estimators
+from gmvq_jax.ops import categorical
+from gmvq_jax.reporting import charts
+from gmvq_jax.reporting import pages
+from gmvq_jax.runtime import errors
+from gmvq_jax.runtime import files
+from gmvq_jax.training import command_line
 
 SIZES = (10, 50, 5, 1)
 ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
@@ -99,10 +100,11 @@ def init_network(key: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
   for inputs, outputs in zip(SIZES[:-1], SIZES[1:], strict=True):
     key, *keys = jax.random.split(key, 3)
     bound = 1 / math.sqrt(inputs)
-    layers.append(tuple(
+    weights, biases = (
         jax.random.uniform(k, shape, minval=-bound, maxval=bound)
         for k, shape in zip(keys, ((inputs, outputs), (outputs,)), strict=True)
-    ))  # fmt: skip
+    )
+    layers.append((weights, biases))
   return layers
 
 
@@ -155,7 +157,7 @@ def measure(
     payoffs = f(jnp.eye(SIZES[0]))
     estimates = jax.lax.map(averages, jax.random.split(key_noise, rounds))
     return Measured(
-        entropy=-jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1),
+        entropy=categorical.posterior_entropy(log_probs),
         length2=jnp.sum(jnp.square(exact), axis=-1),
         others=estimators.noise_of_others(
             f, logits, others=CHOICES - 1, repeats=repeats
@@ -204,11 +206,15 @@ def summarise(measured: Measured, settings: Settings) -> dict[str, Any]:
   """
   entropy, length2 = measured.entropy, measured.length2
   divisors = np.array(DIVISORS)
-  summary = {'networks': len(length2), 'correlation': {}, 'bands': {}}
+  summary: dict[str, Any] = {
+      'networks': len(length2),
+      'correlation': {},
+      'bands': {},
+  }
   for name, moments in measured.moments.items():
     noise2 = moments.variance / settings.repeats
     share = noise2.sum() / (noise2 + moments.bias2).sum()
-    distance = moments.measured
+    distance = np.asarray(moments.measured)
     values = {
         'measured': distance,
         'measured / gradient': distance / np.sqrt(length2),
@@ -354,9 +360,9 @@ def scatter(measured: Measured, *, networks: int = 12) -> str:
   lines, dots = {}, {}
   for name in (PAPERS, PAPERS.replace('straight-through', 'soft'), 'REINFORCE'):
     moments = measured.moments[name]
-    squares = {
+    squares: dict[str, np.ndarray] = {
         'measured': np.square(moments.measured),
-        'bias alone': moments.bias2,
+        'bias alone': np.asarray(moments.bias2),
     }
     lines[name] = {
         label: (
@@ -377,14 +383,14 @@ def scatter(measured: Measured, *, networks: int = 12) -> str:
 def parts(summary: Mapping[str, Any]) -> str:
   """Draws errors against how many draws are averaged, at medium entropy."""
   draws = np.logspace(0, 4, 30)
-  lines = {}
+  lines: dict[str, charts.Curves] = {}
   for kind, names in RELAXATIONS.items():
-    lines[kind] = {}
+    curves = lines[kind] = {}
     for name in (*names, 'REINFORCE'):
       of = summary['bands']['medium'][name]
       errors2 = max(of['bias2'], 0) + of['variance'] / draws
       label = name.removeprefix(f'{kind}, ')
-      lines[kind][label] = (draws.tolist(), errors2.tolist())
+      curves[label] = (draws.tolist(), errors2.tolist())
   return charts.panels(
       'draws averaged', 'squared error / squared gradient', lines, log=True
   )

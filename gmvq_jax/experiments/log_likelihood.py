@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmvq_jax.nn import autoencoder
-from gmvq_jax.ops import bounds as bounds_lib
-from gmvq_jax.reporting import charts
-from gmvq_jax.runtime import errors
-from gmvq_jax.experiments import sampling
-from gmvq_jax.ops import mixture as mixture_lib
-from gmvq_jax.runtime import progress
-from gmvq_jax.reporting import pages
-from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
-from gmvq_jax.runtime import files
 from gmvq_jax.data import named_images
+from gmvq_jax.experiments import sampling
+from gmvq_jax.nn import autoencoder
+from gmvq_jax.ops import bits as bits_lib
+from gmvq_jax.ops import bounds as bounds_lib
+from gmvq_jax.ops import mixture as mixture_lib
+from gmvq_jax.reporting import charts
+from gmvq_jax.reporting import pages
+from gmvq_jax.runtime import errors
+from gmvq_jax.runtime import files
+from gmvq_jax.runtime import progress
+from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 
 _LABELS = {
     'albo': 'ALBO, eq 11',
@@ -94,7 +95,7 @@ def bound(
 
   Args:
     tokenizer: of a GM-VQ.
-    loaded: of `encoding.load_images`. Their mean q(c|x) is the q(c) of the
+    loaded: of `encode.load_images`. Their mean q(c|x) is the q(c) of the
       ALBO.
     variances: of `variances_of`.
     output: a folder, for `bounds.json` and `bounds.svg`.
@@ -154,7 +155,7 @@ def bound(
         'settings': settings,
         'input': loaded.source,
         'data_dim': data_dim,
-        'perplexity_of_q_c': float(np.exp(-np.sum(q_c * np.log(q_c + 1e-30)))),
+        'perplexity_of_q_c': 2 ** bits_lib.entropy(q_c),
         'bounds': {
             str(value): _summarise([row[i] for row in rows], sizes, data_dim)
             for i, value in enumerate(variances.observation)

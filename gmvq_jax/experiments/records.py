@@ -8,17 +8,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gmvq_jax import data
-from gmvq_jax.runtime import errors
 from gmvq_jax.reporting import pages
-from gmvq_jax.training import trainer
+from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import files
+from gmvq_jax.training import trainer
 
 
 def run(
     config: ConfigDict,
     path: pathlib.Path,
     loaded: tuple[data.Splits, bool],
-    notes: dict[str, Any],
 ) -> dict[str, Any] | None:
   """Trains and evaluates, unless that is on record; returns the record.
 
@@ -26,10 +25,9 @@ def run(
     config: of the run.
     path: its work directory, which holds the record as `record.json`.
     loaded: what `data.load` has returned for `config.data`.
-    notes: more to be kept with it.
 
   Returns:
-    The notes and `seed`, `config`, `metrics` (of the test split; empty if it
+    `seed`, `config`, `metrics` (of the test split; empty if it
     diverged), `failure` (why; else None), `wall_seconds`, `hardware`,
     `versions` and `commit`. None if a signal stopped the run.
 
@@ -50,7 +48,7 @@ def run(
     print(failure, flush=True)
   if summary is None:
     return None
-  record = notes | {
+  record = {
       'seed': config.seed,
       'config': plain(config),
       'metrics': summary,

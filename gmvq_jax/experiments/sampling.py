@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmvq_jax.nn import autoencoder
 from gmvq_jax import data
+from gmvq_jax.data import named_images
+from gmvq_jax.nn import autoencoder
+from gmvq_jax.ops import mixture as mixture_lib
+from gmvq_jax.ops import posterior as posterior_lib
+from gmvq_jax.reporting import pictures
 from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
-from gmvq_jax.ops import mixture as mixture_lib
-from gmvq_jax.reporting import pictures
-from gmvq_jax.ops import posterior as posterior_lib
+from gmvq_jax.runtime import files
 from gmvq_jax.runtime import progress
 from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
-from gmvq_jax.runtime import files
-from gmvq_jax.data import named_images
 
 # Images times positions times codes that a device takes at a time.
 _LOGITS = {'cpu': 2**21}
@@ -109,8 +109,8 @@ def sample(
       )
       for start in range(0, count, batches.size)
   ]
-  drawn = pictures.to_uint8(np.concatenate(drawn)[:count])
-  picture = pictures.to_png(pictures.sheet(drawn), zoom=2)
+  sheet = pictures.sheet(pictures.to_uint8(np.concatenate(drawn)[:count]))
+  picture = pictures.to_png(sheet, zoom=2)
   files.write_bytes(path, picture, replace=False)
   return {
       'output': output,
@@ -130,9 +130,9 @@ def aggregated_posterior(
     images: uint8 `[N, H, W, channels]`.
   """
   count, *image_shape = images.shape
-  batches = Batches(tokenizer, image_shape, count)
+  batches = Batches(tokenizer, tuple(image_shape), count)
   starts = range(0, count, batches.size)
-  total = 0
+  total = np.zeros(tokenizer.model.quantizer.num_codes)
   for start in progress.track(starts, 'Averaging q(c|x)'):
     part = images[start : start + batches.size]
     q_c = _aggregate(
@@ -169,9 +169,9 @@ class Batches:
 
   def divide(self, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Returns `[size, ...]` images on the devices, padded, and a mask."""
-    padding = [(0, self.size - len(images))] + [(0, 0)] * (images.ndim - 1)
-    mask = np.arange(self.size) < len(images)
-    return distributed.divide((np.pad(images, padding), mask), self._mesh)
+    return distributed.divide(
+        distributed.pad(images, self.size), self._mesh
+    )
 
   def keys(self, seed: int, start: int) -> jax.Array:
     """Returns a key for each image of the batch that begins at `start`."""
@@ -202,6 +202,7 @@ def posterior_of(
   h, _ = model.encode(variables, autoencoder.to_unit(images))
   h = h.reshape(len(h), -1, h.shape[-1])
   params = variables.params['quantizer'], variables.quantizer_state
+  assert model.quantizer.read is not None
   return mixture_lib.posterior(
       h[..., : model.quantizer.heads[0]],
       model.quantizer.logits(*params, h),

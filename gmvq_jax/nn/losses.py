@@ -7,9 +7,11 @@ weight against a quantizer's own terms does not depend on the image's size.
 
 from collections.abc import Callable
 import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gmvq_jax.runtime import errors
 
@@ -27,6 +29,17 @@ def l1(decoded: jax.Array, images: jax.Array) -> jax.Array:
 
 
 LOSSES = {'mse': mse, 'l1': l1}
+
+
+def psnr(error: Any) -> Any:
+  """Returns the peak signal-to-noise ratio in dB, of images in [0, 1].
+
+  Args:
+    error: mean squared errors, NumPy's or JAX's. Below 1e-10 they count as
+      that, 100 dB: a perfect image has no ratio.
+  """
+  xp = jnp if isinstance(error, jax.Array) else np
+  return -10 * xp.log10(xp.maximum(error, 1e-10))
 
 
 def get(name: str, image_shape: tuple[int, int, int]) -> Loss:

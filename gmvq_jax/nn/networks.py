@@ -126,7 +126,7 @@ class Encoder(nn.Module):
     x = nn.relu(_run(ConvNorm(self.width, 3, style), x, train))
     for _ in range(self.num_blocks):
       x = _run(ResidualBlock(style), x, train)
-    heads = []
+    heads: list[jax.Array] = []
     for channels in self.heads:
       head = _run(ResidualBlock(style), x, train)
       if channels != self.width:

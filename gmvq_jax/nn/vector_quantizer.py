@@ -16,8 +16,8 @@ class VectorQuantizer(nn.Module):
   `quantizer`, which is to be mutable in training. Training needs the random
   stream `quantizer`.
 
-  After each step of the optimiser call `finish` if there is `with_replacement`
-  anywhere in the quantizer; of others it changes nothing.
+  `with_replacement` works without further steps. `gmvq_jax.optimizer` resets
+  the moments of replaced codewords.
 
   Attributes:
     quantizer: what a factory such as `gmvq_jax.gmvq` returned.
@@ -76,10 +76,10 @@ class VectorQuantizer(nn.Module):
     return self.quantizer.embed(*self._both(), codes)
 
   def finish(self) -> Any:
-    """Writes what `Quantizer.finish` does, and returns what is fresh.
+    """Moves replaced codewords to the parameters, and returns what is fresh.
 
-    With `apply(..., method='finish', mutable=['params', 'quantizer'])`, after
-    each step of the optimiser.
+    With `apply(..., method='finish', mutable=['params', 'quantizer'])`; see
+    `Quantizer.finish`.
     """
     params, state, fresh = self.quantizer.finish(*self._both())
     if jax.tree.leaves(params):
@@ -88,13 +88,14 @@ class VectorQuantizer(nn.Module):
       self.put_variable('quantizer', 'state', state)
     return fresh
 
-  def _both(self):
+  def _both(self) -> tuple[base.Params, base.State]:
     shapes = jax.eval_shape(self.quantizer.init, jax.random.key(0))
-    stored = (
+    stored: tuple[base.Params, base.State] = (
         self.get_variable('params', 'quantizer', {}),
         self.get_variable('quantizer', 'state', {}),
     )
     # With what is empty in its place.
-    return jax.tree.unflatten(
+    params, state = jax.tree.unflatten(
         jax.tree.structure(shapes), jax.tree.leaves(stored)
     )
+    return params, state

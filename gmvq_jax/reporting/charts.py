@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import io
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gmvq_jax.reporting import pictures
 
 _SIZE = (4.6, 2.7)  # Inches.
 _POINTS = 4096  # Drawn one by one.
-_STYLE = {
+# From version 3.11 on Matplotlib has a type for the keys.
+_STYLE: dict[Any, Any] = {
     'axes.axisbelow': True,
     'axes.edgecolor': '#888888',
     'axes.grid': True,
@@ -205,7 +208,7 @@ def panels(
     xlabel: str,
     ylabel: str,
     lines: Mapping[str, Curves],
-    dots: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    dots: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     *,
     log: bool = False,
 ) -> str:

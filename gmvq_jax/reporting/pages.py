@@ -15,7 +15,6 @@ import jinja2
 import numpy as np
 
 from gmvq_jax.reporting import charts
-from gmvq_jax.training import config as config_lib
 from gmvq_jax.reporting import paper
 from gmvq_jax.reporting import pictures
 from gmvq_jax.runtime import files
@@ -35,10 +34,11 @@ class Contents(NamedTuple):
   """What a report is made of.
 
   Attributes:
-    config: nested dict of the run's fields.
+    fields: of the run's configuration, flat: `{'data.name': 'cifar10', ...}`.
+    defaults: of the same fields.
     metrics: of the test split, as `summary.json` has them.
     images_per_second: the rate of training, if known.
-    anchors: of `anchors.compute`.
+    anchors: of `baselines.compute`.
     records: the objects of `metrics.jsonl`.
     images: uint8 `[n, H, W, channels]`, of the test split.
     reconstructions: of the images, float in [0, 1].
@@ -48,7 +48,8 @@ class Contents(NamedTuple):
     num_steps: of the whole run.
   """
 
-  config: dict[str, Any]
+  fields: dict[str, Any]
+  defaults: dict[str, Any]
   metrics: dict[str, Any]
   images_per_second: float | None
   anchors: dict[str, Any]
@@ -68,23 +69,24 @@ def write(path: pathlib.Path, contents: Contents) -> None:
 
 def render(contents: Contents) -> str:
   """Returns the page."""
-  flat = config_lib.flatten(contents.config)
-  defaults = config_lib.flatten(config_lib.default_config())
+  fields, defaults = contents.fields, contents.defaults
   return template('report.html').render(
-      data=contents.config['data']['name'],
-      quantizer=contents.config['quantizer']['name'],
+      data=fields['data.name'],
+      quantizer=fields['quantizer.name'],
       metrics=contents.metrics,
       images_per_second=contents.images_per_second,
       validated=any('split' in record for record in contents.records),
       anchors=contents.anchors,
-      paper=paper.TABLE_1.get(contents.config['data']['name'], {}),
+      paper=paper.TABLE_1.get(fields['data.name'], {}),
       num_codes=len(contents.codebook),
       positions=contents.codes[0].size,
       num_steps=contents.num_steps,
       dissections=_dissections(contents),
       code_charts=_code_charts(contents),
       training_charts=_training_charts(contents.records, contents.codebook),
-      fields=[(k, v, v != defaults.get(k, v)) for k, v in sorted(flat.items())],
+      fields=[
+          (k, v, v != defaults.get(k, v)) for k, v in sorted(fields.items())
+      ],
       versions=versions(),
   )
 
@@ -92,7 +94,7 @@ def render(contents: Contents) -> str:
 def template(name: str) -> jinja2.Template:
   """Returns a page of `templates/`, with filters for pictures and numbers."""
   environment = jinja2.Environment(
-      loader=jinja2.PackageLoader('gmvq_jax'),
+      loader=jinja2.PackageLoader('gmvq_jax.reporting'),
       autoescape=jinja2.select_autoescape(),
       trim_blocks=True,
       lstrip_blocks=True,

@@ -29,7 +29,7 @@ def initialize() -> None:
     errors.UserError: when that is not known, or they do not find each other.
   """
   try:
-    numbers = {
+    numbers: dict[str, Any] = {
         argument: int(os.environ[name])
         for argument, name in (
             ('num_processes', 'JAX_NUM_PROCESSES'),
@@ -119,6 +119,13 @@ def batched(mesh: Mesh) -> NamedSharding:
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Puts a pytree of arrays whole on every device."""
   return jax.device_put(tree, replicated(mesh))
+
+
+def pad(array: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns `[size, ...]`, the last entry repeated, and a mask `[size]`."""
+  missing = size - len(array)
+  mask = np.arange(size) < len(array)
+  return np.concatenate([array, array[-1:].repeat(missing, axis=0)]), mask
 
 
 def divide(tree: Any, mesh: Mesh) -> Any:

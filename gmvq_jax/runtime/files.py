@@ -3,9 +3,9 @@
     config.json      the configuration, complete
     metrics.jsonl    a JSON object per logged step and per evaluation
     summary.json     the final test metrics
-    report.html      see report.py
+    report.html      see reporting/pages.py
     examples.npz     test images, their reconstructions, counts of the codes
-    checkpoints/     see checkpoint.py; those that cannot be read are moved to
+    checkpoints/     see training/checkpoint.py; unreadable ones are moved to
                      damaged_checkpoints/
     pictures/        originals above their reconstructions, per evaluation
     tensorboard/     the same metrics and pictures for TensorBoard
@@ -23,6 +23,9 @@ from ml_collections import ConfigDict
 
 from gmvq_jax.runtime import errors
 
+# Files of an exported model; see `tokenizer/export.py`.
+CONFIG = 'config.json'
+WEIGHTS = 'weights.safetensors'
 # Of files that someone may want where there is a folder.
 _SUFFIXES = set('.csv .gif .html .jpeg .jpg .json .npy .npz .png .txt'.split())
 _SUFFIXES |= {'.array_record', '.safetensors', '.tif', '.tiff', '.webp', '.zip'}
@@ -198,3 +201,21 @@ def read_config(workdir: str) -> ConfigDict:
     return ConfigDict(config)
   except Exception as error:  # Its names have rules of their own.
     raise errors.UserError(f'{path}: cannot be read ({error})') from error
+
+
+def is_exported(path: pathlib.Path) -> bool:
+  """Whether a folder holds an exported model."""
+  return (path / WEIGHTS).exists()
+
+
+def require_run(workdir: str) -> None:
+  """Checks that a work directory is not an exported model instead.
+
+  Raises:
+    errors.UserError: if it is.
+  """
+  if is_exported(expand(workdir)):
+    raise errors.UserError(
+        f'--workdir={workdir}: is an exported tokenizer; give the work'
+        ' directory of a run'
+    )

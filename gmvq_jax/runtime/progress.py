@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sized
 import sys
 import time
 from typing import Any
@@ -35,10 +36,10 @@ class Display:
     self._step = step
     self._seconds = 0.0
     self._timed_steps = 0
-    self._since = None
-    self._bar = None
+    self._since: float | None = None
+    self._bar: Progress | None = None
     self._text = ''
-    self._warned = set()
+    self._warned: set[str] = set()
     if sys.stdout.isatty() and not quiet:
       self._bar = Progress(
           BarColumn(),
@@ -121,7 +122,9 @@ def track(
     total: how many there are; their length by default.
     images_per_item: to show how many images there are each second.
   """
-  total = len(items) if total is None else total
+  if total is None:
+    assert isinstance(items, Sized)
+    total = len(items)
   console = Console(stderr=True)
   if not console.is_terminal:
     yield from _track_in_lines(items, text, total, images_per_item, console)

@@ -58,7 +58,7 @@ class Description(NamedTuple):
   grid: tuple[int, int]
   image_shape: tuple[int, int, int]
   bits: int
-  count: int
+  count: int  # type: ignore[assignment]  # Not the method of tuples.
   images: str
   identity: str
   shard_size: int
@@ -236,6 +236,7 @@ def write_npz(
     codes: np.ndarray,
 ) -> None:
   """Writes all codes as one `.npz`, whole or not at all; see `write_shard`."""
+  arrays: dict[str, Any]
   if description.bits == bits_lib.whole_bytes(description.num_codes):
     arrays = {'codes': codes.astype(f'u{description.bits // 8}')}
   else:
@@ -349,21 +350,23 @@ def _parse(records, description):
 def _description(fields: dict[str, Any], where: object) -> Description:
   """Returns a description from JSON."""
   try:
-    numbers = ('num_codes', 'bits', 'count', 'shard_size')
-    made = Description(
+    grid = tuple(map(int, fields['grid']))
+    image_shape = tuple(map(int, fields['image_shape']))
+    names = ('num_codes', 'bits', 'count', 'shard_size')
+    numbers = {name: int(fields[name]) for name in names}
+    sizes = (*grid, *image_shape, *(fields[name] for name in names))
+    fits = numbers['num_codes'] <= 2 ** numbers['bits'] <= 2**32
+    fits = fits and min(sizes) >= 1
+    if not fits or len(grid) != 2 or len(image_shape) != 3:
+      raise ValueError(f'its numbers are {sizes}')
+    return Description(
         tokenizer=str(fields['tokenizer']),
-        grid=tuple(map(int, fields['grid'])),
-        image_shape=tuple(map(int, fields['image_shape'])),
+        grid=grid,
+        image_shape=image_shape,
         images=str(fields['images']),
         identity=str(fields['identity']),
-        **{name: int(fields[name]) for name in numbers},
+        **numbers,
     )
-    sizes = (*made.grid, *made.image_shape, *(fields[n] for n in numbers))
-    fits = len(made.grid) == 2 and len(made.image_shape) == 3
-    fits = fits and made.num_codes <= 2**made.bits <= 2**32
-    if not fits or min(sizes) < 1:
-      raise ValueError(f'its numbers are {sizes}')
-    return made
   except Exception as error:
     raise errors.UserError(
         f'{where}: does not describe codes ({type(error).__name__}: {error})'

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from gmvq_jax.tokenizer import code_files
-from gmvq_jax.runtime import errors
-from gmvq_jax.reporting import pictures
-from gmvq_jax.runtime import progress
-from gmvq_jax.reporting import pages
-from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
-from gmvq_jax.runtime import files
 from gmvq_jax.data import named_images
+from gmvq_jax.nn import losses
+from gmvq_jax.reporting import pages
+from gmvq_jax.reporting import pictures
+from gmvq_jax.runtime import errors
+from gmvq_jax.runtime import files
+from gmvq_jax.runtime import progress
+from gmvq_jax.tokenizer import code_files
+from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 
 _SHEET = 256
 _ON_PAGE = 18
@@ -32,7 +33,7 @@ def decode(
 
   Args:
     tokenizer: the one that made the codes.
-    codes: of `codes.open`.
+    codes: of `code_files.open`.
     output: a folder, or `FILE.png` for a contact sheet.
     limit: how many images at most; 0: all of them, or 256 on a sheet.
 
@@ -76,7 +77,7 @@ def reconstruct(
 
   Args:
     tokenizer: it.
-    loaded: of `encoding.load_images`.
+    loaded: of `encode.load_images`.
     output: the page, `FILE.html`.
     limit: how many of the first images; 0: 18.
 
@@ -97,7 +98,7 @@ def reconstruct(
   shown = [
       {
           'name': loaded.name(i),
-          'psnr': _psnr(errors_of[i]),
+          'psnr': losses.psnr(errors_of[i]),
           'picture': pictures.dissection(
               images[i], decoded[i], codes[i], colours
           ),
@@ -115,14 +116,14 @@ def reconstruct(
       different=len(np.unique(codes)),
       large=images.shape[2] > _SMALL,
       mse=mse,
-      psnr=_psnr(mse),
+      psnr=float(losses.psnr(mse)),
   )
   files.write_bytes(path, page.encode(errors='replace'))
   return {
       'output': output,
       'images': len(images),
       'mse': mse,
-      'psnr': _psnr(mse),
+      'psnr': float(losses.psnr(mse)),
       'bits_per_pixel': tokenizer.bits_per_pixel,
   }
 
@@ -131,10 +132,6 @@ def check_page(output: str) -> None:
   """Raises a UserError unless an output can be a page."""
   if not output.endswith('.html'):
     raise errors.UserError(f'--output={output}: must be the name of a .html')
-
-
-def _psnr(mse):
-  return float(-10 * np.log10(max(mse, 1e-10)))
 
 
 def _decode_sheet(tokenizer, codes, output, count):

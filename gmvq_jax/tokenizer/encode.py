@@ -12,15 +12,15 @@ import grain
 import jax
 import numpy as np
 
+from gmvq_jax.data import named_images
+from gmvq_jax.data import preprocess
 from gmvq_jax.ops import bits as bits_lib
-from gmvq_jax.tokenizer import code_files
 from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
-from gmvq_jax.runtime import progress
-from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 from gmvq_jax.runtime import files
-from gmvq_jax.data import preprocess
-from gmvq_jax.data import named_images
+from gmvq_jax.runtime import progress
+from gmvq_jax.tokenizer import code_files
+from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 
 _SHARD_IMAGES = 2**12
 _SHARD_CODES = 2**20
@@ -40,8 +40,8 @@ def load_images(
 
   Args:
     tokenizer: it.
-    name: of the images; see `whole.load`.
-    crop: see `pixels.Shape`; as in training by default.
+    name: of the images; see `named_images.load`.
+    crop: see `preprocess.Shape`; as in training by default.
     size: the same.
     skip_bad: see `folder.load_whole`.
 
@@ -54,7 +54,9 @@ def load_images(
       size=trained.size if size is None else size,
       channels=tokenizer.channels,
   )
-  loaded = named_images.load(name, shape, data_dir=trained.dir, skip_bad=skip_bad)
+  loaded = named_images.load(
+      name, shape, data_dir=trained.dir, skip_bad=skip_bad
+  )
   height, width, channels = loaded.images.shape[1:]
   if channels != tokenizer.channels:
     raise errors.UserError(
@@ -80,7 +82,7 @@ def encode(
   Args:
     tokenizer: what encodes them.
     loaded: of `load_images`.
-    output: a folder, or a `.npz` file for a small set; see `codes.py`.
+    output: a folder, or a `.npz` file for a small set; see code_files.py.
     packed: whether codes take log2(C) bits, rounded up, or 8, 16 or 32.
     shard_size: images in a file of a folder; 0: 4,096, or fewer where these
       would hold more than 2^20 codes.

@@ -16,13 +16,13 @@ import jax
 from jax import export as export_lib
 import jax.numpy as jnp
 
-from gmvq_jax.runtime import errors
 from gmvq_jax.reporting import pages
-from gmvq_jax.training import summary
+from gmvq_jax.runtime import errors
+from gmvq_jax.runtime import files as files_lib
 from gmvq_jax.tokenizer import saved_model
 from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 from gmvq_jax.tokenizer import weights
-from gmvq_jax.runtime import files as files_lib
+from gmvq_jax.training import summary
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -40,7 +40,7 @@ def export(workdir: str, output: str) -> dict[str, Any]:
   Raises:
     errors.UserError: when there is no such run, or the output is not free.
   """
-  saved_model.require_run(workdir)
+  files_lib.require_run(workdir)
   if jax.process_count() > 1:
     raise errors.UserError('--distributed: one process exports; leave it out')
   path = files_lib.expand(output).resolve()
@@ -62,7 +62,7 @@ def export(workdir: str, output: str) -> dict[str, Any]:
   }
   files = {
       'README.md': _card(tokenizer, known, unknown).encode(),
-      saved_model.WEIGHTS: weights.to_bytes(tokenizer.stored.tensors),
+      files_lib.WEIGHTS: weights.to_bytes(tokenizer.stored.tensors),
       **{f'{k}.stablehlo': v for k, v in programs(tokenizer).items()},
   }
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def export(workdir: str, output: str) -> dict[str, Any]:
     made.mkdir()
     for name, content in files.items():
       (made / name).write_bytes(content)
-    files_lib.write_json(made / saved_model.CONFIG, described)
+    files_lib.write_json(made / files_lib.CONFIG, described)
     if path.exists():
       path.rmdir()
     shutil.move(made, path)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from gmvq_jax.runtime import errors
 from gmvq_jax.data import preprocess
+from gmvq_jax.runtime import errors
 
 Image = np.ndarray | jax.Array | PIL.Image.Image | str | os.PathLike
 

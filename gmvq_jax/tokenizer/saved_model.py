@@ -7,17 +7,14 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gmvq_jax.training import checkpoint
-from gmvq_jax.training import config as config_lib
 from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
-from gmvq_jax.training import build
-from gmvq_jax.tokenizer import weights
 from gmvq_jax.runtime import files
-
-# Files of an exported model; see `export.py`.
-CONFIG = 'config.json'
-WEIGHTS = 'weights.safetensors'
+from gmvq_jax.tokenizer import weights
+from gmvq_jax.training import build
+from gmvq_jax.training import checkpoint
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.training import config_checks
 
 
 class Stored(NamedTuple):
@@ -48,25 +45,7 @@ def read(path: pathlib.Path) -> Stored:
   Raises:
     errors.UserError: when there is none, or it is damaged.
   """
-  return _exported(path) if is_exported(path) else _checkpoint(path)
-
-
-def is_exported(path: pathlib.Path) -> bool:
-  """Whether a folder holds an exported model."""
-  return (path / WEIGHTS).exists()
-
-
-def require_run(workdir: str) -> None:
-  """Checks that a work directory is not an exported model instead.
-
-  Raises:
-    errors.UserError: if it is.
-  """
-  if is_exported(files.expand(workdir)):
-    raise errors.UserError(
-        f'--workdir={workdir}: is an exported tokenizer; give the work'
-        ' directory of a run'
-    )
+  return _exported(path) if files.is_exported(path) else _checkpoint(path)
 
 
 def describe(model: Stored) -> dict[str, Any]:
@@ -97,7 +76,7 @@ def _checkpoint(path):
         ' or an exported tokenizer'
     )
   config = files.read_config(path)
-  config_lib.validate(config)
+  config_checks.validate(config)
   checkpoints = checkpoint.Checkpoints(path)
   image_shape = checkpoints.some_place()['origin'].get('image_shape')
   if image_shape is None:
@@ -113,8 +92,8 @@ def _checkpoint(path):
   state, place, _ = checkpoints.restore_best(like)
   if place['origin']['config'] != config_lib.digest(config):
     raise errors.UserError(
-        f'{path / CONFIG}: is not the configuration that the checkpoints beside'
-        ' it come from; put that back'
+        f'{path / files.CONFIG}: is not the configuration that the checkpoints'
+        ' beside it come from; put that back'
     )
   numbers = build.numbers_of(config)
   model = build.build_model(config, numbers, image_shape[-1])
@@ -123,10 +102,10 @@ def _checkpoint(path):
 
 
 def _exported(path):
-  described = files.read_json(path / CONFIG)
+  described = files.read_json(path / files.CONFIG)
   if described is None:
     raise errors.UserError(
-        f'{path / CONFIG}: is missing; export the tokenizer again'
+        f'{path / files.CONFIG}: is missing; export the tokenizer again'
     )
   try:
     config = config_lib.default_config()
@@ -140,17 +119,17 @@ def _exported(path):
     known = described['tokenizer']
   except Exception as error:  # Whatever it holds.
     raise errors.UserError(
-        f'{path / CONFIG}: is not that of an exported tokenizer'
+        f'{path / files.CONFIG}: is not that of an exported tokenizer'
         f' ({type(error).__name__}: {error})'
     ) from error
-  config_lib.validate(config)
-  tensors = weights.read(path / WEIGHTS)
+  config_checks.validate(config)
+  tensors = weights.read(path / files.WEIGHTS)
   model = Stored(config, tensors, (height, width, channels))
   like = build.abstract_state(config, channels).variables
-  weights.to_variables(tensors, like, path / WEIGHTS)
+  weights.to_variables(tensors, like, path / files.WEIGHTS)
   if model.hash != known:
     raise errors.UserError(
-        f'{path}: is damaged: {WEIGHTS} or {CONFIG} has changed since it was'
-        ' exported; export the tokenizer again'
+        f'{path}: is damaged: {files.WEIGHTS} or {files.CONFIG} has changed'
+        ' since it was exported; export the tokenizer again'
     )
   return model

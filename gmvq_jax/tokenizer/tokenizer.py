@@ -25,11 +25,11 @@ import numpy as np
 from gmvq_jax.nn import autoencoder
 from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
-from gmvq_jax.training import build
-from gmvq_jax.tokenizer import saved_model
-from gmvq_jax.tokenizer import weights
 from gmvq_jax.runtime import files
 from gmvq_jax.tokenizer import inputs
+from gmvq_jax.tokenizer import saved_model
+from gmvq_jax.tokenizer import weights
+from gmvq_jax.training import build
 
 # Pixels in a unit: what fills the caches of a CPU core, or an accelerator.
 _UNIT_PIXELS = {'cpu': 2**14}
@@ -243,8 +243,8 @@ class Tokenizer:
     running, done = deque(), []
     for start in range(0, len(batch), size):
       part = batch[start : start + size]
-      missing = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)
-      part = distributed.divide(np.pad(part, missing), self._mesh)
+      part, _ = distributed.pad(part, size)
+      part = distributed.divide(part, self._mesh)
       # Whatever else the program does.
       with jax.enable_x64(False), jax.set_mesh(self._mesh):
         running.append(program(self.variables, part))

@@ -15,6 +15,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmvq_jax.nn import autoencoder
@@ -33,7 +34,7 @@ def of_model(
   codebook = model.quantizer.embed(
       variables.params['quantizer'],
       variables.quantizer_state,
-      np.arange(model.quantizer.num_codes),
+      jnp.arange(model.quantizer.num_codes),
   )
   tensors = {
       name: np.asarray(leaf)

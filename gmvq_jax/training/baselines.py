@@ -21,15 +21,16 @@ from ml_collections import ConfigDict
 from ml_collections import config_flags
 import numpy as np
 
-from gmvq_jax.ops import clustering
-from gmvq_jax.training import command_line
-from gmvq_jax.training import config as config_lib
 from gmvq_jax import data
-from gmvq_jax.runtime import errors
-from gmvq_jax.training import evaluate
-from gmvq_jax.runtime import progress
 from gmvq_jax import quantizers
-from gmvq_jax.data import images as images_lib
+from gmvq_jax.nn import losses
+from gmvq_jax.ops import clustering
+from gmvq_jax.runtime import cache
+from gmvq_jax.runtime import errors
+from gmvq_jax.runtime import progress
+from gmvq_jax.training import command_line
+from gmvq_jax.training import config_checks
+from gmvq_jax.training import evaluate
 
 # What is learnt from: more changes the third digit, and takes longer.
 _IMAGES = 2**14
@@ -57,9 +58,7 @@ class Patches(NamedTuple):
   bits: float
 
 
-def patches_of(
-    config: ConfigDict, image_shape: tuple[int, int, int]
-) -> Patches:
+def patches_of(config: ConfigDict, image_shape: tuple[int, ...]) -> Patches:
   """Returns patches with the positions and the codes of a configuration.
 
   Raises:
@@ -78,7 +77,7 @@ def patches_of(
 
 
 def patches_for_bits(
-    bits: float, image_shape: tuple[int, int, int]
+    bits: float, image_shape: tuple[int, ...]
 ) -> Patches | None:
   """Returns the patches that come nearest to a number of bits per image.
 
@@ -177,7 +176,7 @@ def gaussian(train: np.ndarray, bits: float) -> dict[str, Any]:
   )
   return {
       'mse': mse,
-      'psnr': -10 * math.log10(max(mse, 1e-10)),
+      'psnr': float(losses.psnr(mse)),
       'block': side,
       'whole': side == height == width,
   }
@@ -239,7 +238,7 @@ def compute(
     return {'bits': bits, 'kmeans': kmeans, 'gaussian': gaussian(train, bits)}
 
   identity = f'2 {shown} {bits} {patches} {batch_size}'
-  return images_lib.remember(f'anchors-{name}', identity, both)
+  return cache.remember(f'anchors-{name}', identity, both)
 
 
 def of_config(config: ConfigDict, splits: data.Splits) -> dict[str, Any]:
@@ -290,7 +289,7 @@ def _assign(patches, centroids):
   counts = clustering.code_counts(codes, len(centroids))
   return {
       'mse': error.sum(),
-      'psnr_mean': -10 * jnp.log10(jnp.maximum(error, 1e-10)).sum(),
+      'psnr_mean': losses.psnr(error).sum(),
       'hard_counts': counts,
       'soft_counts': counts,
   }
@@ -316,7 +315,7 @@ def _main(argv):
     )
   if bits is not None and not 0 < bits < math.inf:
     raise errors.UserError(f'--bits={bits}: must be greater than 0 and finite')
-  config_lib.validate(config)
+  config_checks.validate(config)
   splits, _ = data.load(**config.data)
   shape = splits.train.shape[1:]
   patches = patches_for_bits(bits, shape) if bits else patches_of(config, shape)
@@ -330,7 +329,8 @@ def _main(argv):
   print(json.dumps(result, indent=2))
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """Runs the program."""
   config_flags.DEFINE_config_file('config')
   flags.DEFINE_float('bits', None, "Bits per image; by default, the model's.")
   command_line.run(_main)

@@ -1,7 +1,9 @@
 """What a configuration makes of models, and the functions compiled from it.
 
 Runs that differ in numbers alone (the learning rate, and the weights that a
-quantizer takes) share their programs: those numbers are arguments.
+quantizer takes) share their programs: those numbers are arguments. On two CPU
+cores the second run so starts 10 s sooner, and a step takes 1.01 times as long
+(`benchmarks/shared_programs.py`, results/shared_programs.json).
 """
 
 from collections.abc import Callable
@@ -15,12 +17,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
+from gmvq_jax import quantizers
 from gmvq_jax.nn import autoencoder
-from gmvq_jax.runtime import distributed
-from gmvq_jax.training import evaluate
 from gmvq_jax.nn import losses
 from gmvq_jax.nn import networks
-from gmvq_jax import quantizers
+from gmvq_jax.runtime import distributed
+from gmvq_jax.training import evaluate
 from gmvq_jax.training import schedules
 from gmvq_jax.training import train_step as train_step_lib
 
@@ -135,6 +137,9 @@ def build(
   if config.skip_nonfinite:
     optimizer = optax.apply_if_finite(optimizer, config.skip_nonfinite)
   model = build_model(config, numbers, channels)
+  optimizer = quantizers.optimizer(
+      optimizer, model.quantizer, path=('quantizer',)
+  )
   return Parts(model, optimizer, learning_rate)
 
 
@@ -160,12 +165,12 @@ def abstract_state(
 
 
 def of(
-    config: ConfigDict, image_shape: tuple[int, int, int], num_steps: int
+    config: ConfigDict, image_shape: tuple[int, ...], num_steps: int
 ) -> Programs:
   """Returns the programs of a configuration, the same for the same.
 
   Args:
-    config: one that `config.validate` passes.
+    config: one that `config_checks.validate` passes.
     image_shape: `(H, W, channels)`.
     num_steps: of the whole run.
   """

@@ -7,6 +7,7 @@ another step for this one's.
 
 from collections.abc import Iterable
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -38,7 +39,7 @@ class Checkpoints:
     """Looks into `checkpoints/`, if there is such a directory."""
     self._directory = workdir.resolve() / 'checkpoints'
     self._damaged = workdir.resolve() / 'damaged_checkpoints'
-    self._manager = None
+    self._manager: ocp.CheckpointManager | None = None
 
   @property
   def steps(self) -> list[int]:
@@ -196,7 +197,7 @@ class Checkpoints:
     for step in steps:
       restored = None
       try:
-        record = distributed.from_first(lambda s=step: self._record(s))
+        record = distributed.from_first(functools.partial(self._record, step))
         with ocp.StandardCheckpointer() as states:
           path = self._directory / str(step) / 'state'
           state = states.restore(path, like)

@@ -5,6 +5,7 @@ it holds.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from gmvq_jax import data
 from gmvq_jax.nn import autoencoder
+from gmvq_jax.nn import losses
 from gmvq_jax.ops import bits
 from gmvq_jax.ops import clustering
-from gmvq_jax import data
 from gmvq_jax.runtime import distributed
 
 EvalStep = Callable[..., dict[str, jax.Array]]
@@ -54,11 +56,10 @@ def make_eval_step(model: autoencoder.Autoencoder, mesh: Mesh) -> EvalStep:
     positions = jnp.broadcast_to(mask[:, None, None], h.shape[:-1])
     quantized, _ = model.quantize(variables, h, mask=positions)
     decoded, _ = model.decode(variables, quantized.z)
-    error = jnp.mean(jnp.square(decoded - images), axis=(1, 2, 3))
+    error = losses.mse(decoded, images)
     sums = {
         'mse': error,
-        # A perfect image has no PSNR; 1e-10 stands for 100 dB.
-        'psnr_mean': -10 * jnp.log10(jnp.maximum(error, 1e-10)),
+        'psnr_mean': losses.psnr(error),
         'ssim': dm_pix.ssim(
             images, decoded, filter_size=min(_SSIM_WINDOW, *images.shape[1:3])
         ),
@@ -104,7 +105,8 @@ def evaluate(
   """
   sums = []
   for start in range(0, len(images), batch_size):
-    batch, mask = pad(images[start : start + batch_size], batch_size)
+    part = images[start : start + batch_size]
+    batch, mask = distributed.pad(part, batch_size)
     # Read at once: of two programs in flight on the devices of a CPU, each may
     # hold threads that the other's collectives wait for.
     batch_sums = jax.device_get(eval_step(variables, batch, mask))
@@ -143,7 +145,7 @@ def make_calibrate(
 
 
 def calibrated_batch_stats(
-    calibrate: Callable[[autoencoder.Variables, jax.Array], Any],
+    calibrate: Callable[[autoencoder.Variables, np.ndarray], Any],
     variables: autoencoder.Variables,
     images: data.Images,
     *,
@@ -172,22 +174,21 @@ def calibrated_batch_stats(
   return jax.tree.map(lambda *x: sum(x) / len(x), *stats)
 
 
-def pad(images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns `[batch_size, ...]` images, the last repeated, and a mask."""
-  missing = batch_size - len(images)
-  mask = np.arange(batch_size) < len(images)
-  return np.concatenate([images, images[-1:].repeat(missing, axis=0)]), mask
-
-
 def summarise(
     sums: list[dict[str, np.ndarray]], batch_size: int
 ) -> dict[str, float]:
   """Turns the sums of batches, as an `EvalStep` gives them, into metrics."""
   count = sum(s['count'] for s in sums)
-  hard = sum(s['hard_counts'] for s in sums)
-  soft = sum(s['soft_counts'] for s in sums)
+  hard, soft = (
+      functools.reduce(np.add, [s[key] for s in sums])
+      for key in ('hard_counts', 'soft_counts')
+  )
   # A split smaller than a batch has no full one: it is its own.
   full = [s for s in sums if s['count'] == batch_size] or sums
+
+  def mean_perplexity(counts: str) -> float:
+    return float(np.mean([_perplexity(s[counts]) for s in full]))
+
   special = ('count', 'hard_counts', 'soft_counts')
   metrics = {
       key: float(sum(s[key] for s in sums) / count)
@@ -195,12 +196,12 @@ def summarise(
       if key not in special
   }
   metrics |= {
-      'psnr': float(-10 * np.log10(max(metrics['mse'], 1e-10))),
-      'perplexity': np.mean([_perplexity(s['hard_counts']) for s in full]),
-      'soft_perplexity': np.mean([_perplexity(s['soft_counts']) for s in full]),
+      'psnr': losses.psnr(metrics['mse']),
+      'perplexity': mean_perplexity('hard_counts'),
+      'soft_perplexity': mean_perplexity('soft_counts'),
       'split_perplexity': _perplexity(hard),
       'split_soft_perplexity': _perplexity(soft),
-      'codes_used': np.mean(hard > 0),
+      'codes_used': float(np.mean(hard > 0)),
       'bits_per_image': hard.sum() / count * bits.entropy(hard),
   }
   return {key: float(value) for key, value in sorted(metrics.items())}

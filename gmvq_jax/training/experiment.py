@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from gmvq_jax.training import config as config_lib
 from gmvq_jax import data
 from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
-from gmvq_jax.training import evaluate
 from gmvq_jax.training import build
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.training import config_checks
+from gmvq_jax.training import evaluate
 from gmvq_jax.training import train_step
 
 
@@ -43,11 +44,11 @@ class Experiment:
     Raises:
       errors.UserError: for whatever does not fit.
     """
-    config_lib.validate(config)
+    config_checks.validate(config)
     self.config = config
     self.splits, self._on_device = loaded or data.load(**config.data)
     shape = self.splits.train.shape[1:]
-    config_lib.validate_data(
+    config_checks.validate_data(
         config, shape, len(self.splits.train), jax.device_count()
     )
     self.num_steps = config_lib.num_steps(config, len(self.splits.train))

@@ -5,18 +5,19 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from gmvq_jax.reporting import pages
+from gmvq_jax.reporting import pictures
+from gmvq_jax.runtime import distributed
+from gmvq_jax.runtime import files
 from gmvq_jax.training import baselines
 from gmvq_jax.training import checkpoint
-from gmvq_jax.runtime import distributed
+from gmvq_jax.training import config as config_lib
 from gmvq_jax.training import experiment as experiment_lib
 from gmvq_jax.training import metric_writer
-from gmvq_jax.reporting import pictures
-from gmvq_jax.reporting import pages
-from gmvq_jax.tokenizer import saved_model
 from gmvq_jax.training import train_step
-from gmvq_jax.runtime import files
 
 # Pixels in the images that a report takes apart, and how many of them.
 _DISSECTED_PIXELS = 2**19
@@ -78,7 +79,7 @@ def write_report(
   codebook = quantizer.embed(
       variables.params['quantizer'],
       variables.quantizer_state,
-      np.arange(quantizer.num_codes),
+      jnp.arange(quantizer.num_codes),
   )
   codebook = jax.device_get(codebook)
   if not distributed.is_first():
@@ -90,7 +91,8 @@ def write_report(
       code_counts=result.code_counts,
   )
   contents = pages.Contents(
-      config=config.to_dict(),
+      fields=config_lib.flatten(config),
+      defaults=config_lib.flatten(config_lib.default_config()),
       metrics=result.summary,
       images_per_second=images_per_second,
       anchors=baselines.of_config(experiment.config, experiment.splits),
@@ -148,7 +150,7 @@ def report_workdir(workdir: str) -> pathlib.Path:
 
 
 def _open(workdir):
-  saved_model.require_run(workdir)
+  files.require_run(workdir)
   config = files.read_config(workdir)
   experiment = experiment_lib.Experiment(config)
   path = pathlib.Path(workdir).expanduser().resolve()

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gmvq_jax import quantizers
 from gmvq_jax.nn import autoencoder
 from gmvq_jax.nn import losses
-from gmvq_jax import quantizers
 from gmvq_jax.ops.albo import perplexity
 
 
@@ -50,7 +50,7 @@ class TrainState(NamedTuple):
 
 def make_train_step(
     model: autoencoder.Autoencoder,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     temperature: optax.Schedule,
     *,
     reconstruction_loss: losses.Loss = losses.mse,
@@ -70,9 +70,9 @@ def make_train_step(
 
   Args:
     model: what is trained.
-    optimizer: what trains it. With `optax.apply_if_finite` a step of which the
-      gradient is not finite leaves all but its number as it was, and there are
-      metrics `skipped_updates` and `skipped_in_a_row`.
+    optimizer: of `gmvq_jax.optimizer`. With `optax.apply_if_finite` inside, a
+      step of which the gradient is not finite leaves all but its number as it
+      was, and there are metrics `skipped_updates` and `skipped_in_a_row`.
     temperature: of the relaxed codes, by step.
     reconstruction_loss: stands where the equations have the mean squared error.
     ema_decay: of the moving average of parameters, if the state has one.
@@ -86,17 +86,13 @@ def make_train_step(
         variables, h, key=key, temperature=tau, train=True
     )
     decoded, variables = model.decode(variables, quantized.z, train=True)
-    error = reconstruction_loss(decoded, images)
-    data_dim = images[0].size
+    error = jnp.mean(reconstruction_loss(decoded, images))
     loss = model.quantizer.objective(
-        data_dim * error,
-        quantized,
-        data_dim=data_dim,
-        positions=quantized.codes[0].size,
+        error, quantized, data_shape=images.shape
     )
     terms = {
         'loss': loss,
-        'reconstruction': jnp.mean(error),
+        'reconstruction': error,
         'mse': jnp.mean(losses.mse(decoded, images)),
         'brightness_variance': jnp.var(jnp.mean(images, axis=(1, 2, 3))),
     }
@@ -115,15 +111,13 @@ def make_train_step(
     (_, (variables, quantized, terms)), grads = grad_fn(
         params, state.variables, images, noise_key, tau
     )
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    params = optax.apply_updates(params, updates)
-    params, quantizer_state, opt_state = _finish(
-        model.quantizer,
-        optimizer,
+    updates, opt_state = optimizer.update(
+        grads,
+        state.opt_state,
         params,
-        variables.quantizer_state,
-        opt_state,
+        quantizer_state=variables.quantizer_state,
     )
+    params = optax.apply_updates(params, updates)
     metrics = {
         **quantized.metrics,
         **terms,
@@ -135,17 +129,16 @@ def make_train_step(
     }
     new = state._replace(
         step=state.step + 1,
-        variables=variables._replace(
-            params=params, quantizer_state=quantizer_state
-        ),
+        variables=variables._replace(params=params),
         opt_state=opt_state,
         ema_params=_average(
             state.ema_params, params, state.step, decay=ema_decay
         ),
     )
-    if isinstance(opt_state, optax.ApplyIfFiniteState):
-      metrics['skipped_updates'] = opt_state.total_notfinite
-      metrics['skipped_in_a_row'] = opt_state.notfinite_count
+    skipping = opt_state.inner
+    if isinstance(skipping, optax.ApplyIfFiniteState):
+      metrics['skipped_updates'] = skipping.total_notfinite
+      metrics['skipped_in_a_row'] = skipping.notfinite_count
       new = _unless_skipped(new, state)
     return new, metrics
 
@@ -155,7 +148,7 @@ def make_train_step(
 def init_state(
     key: chex.PRNGKey,
     model: autoencoder.Autoencoder,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     images: jax.Array,
     *,
     kmeans: bool = True,
@@ -221,27 +214,14 @@ def kmeans_start(
   )
 
 
-def _finish(quantizer, optimizer, params, quantizer_state, opt_state):
-  """Lets the quantizer rewrite what it must, and forgets moments of that."""
-  written, state, fresh = quantizer.finish(params['quantizer'], quantizer_state)
-  fresh = jax.tree.map(lambda _: jnp.zeros((), bool), params) | {
-      'quantizer': fresh
-  }
-  opt_state = optax.tree.map_params(
-      optimizer,
-      lambda moment, fresh: jnp.where(fresh, 0, moment).astype(moment.dtype),
-      opt_state,
-      fresh,
-  )
-  return {**params, 'quantizer': written}, state, opt_state
-
-
 def _unless_skipped(new, old):
   """Returns a state after a step, or where it was left out the one before."""
-  finite = new.opt_state.last_finite
-  inner = old.opt_state.inner_state
+  finite = new.opt_state.inner.last_finite
+  skipping = new.opt_state.inner._replace(
+      inner_state=old.opt_state.inner.inner_state
+  )
   held = old._replace(
-      step=new.step, opt_state=new.opt_state._replace(inner_state=inner)
+      step=new.step, opt_state=old.opt_state._replace(inner=skipping)
   )
   return jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, held)
 
