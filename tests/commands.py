@@ -11,6 +11,7 @@ import os
 import pathlib
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 from unittest import mock
@@ -22,6 +23,7 @@ from absl import logging as absl_logging
 from absl.testing import flagsaver
 
 ROOT = pathlib.Path(__file__).parent.parent
+MAIN = ('-m', 'gmvq_jax.main')
 app.define_help_flags()  # Before the first program, so that they stay.
 
 
@@ -176,3 +178,50 @@ def assert_one_line(result, message, code=2):
   assert len(lines) == 1, result.stderr
   assert lines[0].startswith('error: ')
   assert message in lines[0]
+
+
+def start_processes(arguments, processes, devices, program=MAIN):
+  """Starts the processes of one run, as launch/local.sh does."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  started = []
+  for index in range(processes):
+    environment = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
+    command = [sys.executable, *map(str, program), *arguments]
+    if processes > 1:
+      if program is MAIN:
+        command.append('--distributed')
+      environment |= {
+          'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+          'JAX_NUM_PROCESSES': str(processes),
+          'JAX_PROCESS_ID': str(index),
+      }
+    started.append(
+        subprocess.Popen(
+            command,
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    )
+  return started
+
+
+def communicate(started):
+  """Waits for processes; returns the output and errors of each."""
+  try:
+    return [process.communicate(timeout=500) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+
+
+def finish_processes(started):
+  """Waits for processes; returns what each wrote, after checking its code."""
+  outputs = communicate(started)
+  for process, (_, errors) in zip(started, outputs, strict=True):
+    assert process.returncode == 0, errors
+  return [output for output, _ in outputs]

@@ -8,9 +8,16 @@ from gmvq_jax.quantizers import residual
 C, L = 16, 4
 
 
+def make(name, **fields):
+  """Returns the quantizer of a name, with those of the fields that it has."""
+  known = quantizers.fields(name)
+  return quantizers.make(
+      name, **{k: v for k, v in fields.items() if k in known}
+  )
+
+
 def of(name, **fields):
-  fields = dict(num_codes=C, dim=L, gamma=0.1, beta=0.5) | fields
-  return quantizers.make(name, **fields)
+  return make(name, **dict(num_codes=C, dim=L, gamma=0.1, beta=0.5) | fields)
 
 
 EXAMPLES = {

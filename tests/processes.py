@@ -1,4 +1,4 @@
-"""One of several processes of runs, for `test_processes.py`.
+"""One of several processes of runs, for `runtime/test_distributed.py`.
 
 `python tests/processes.py WORKDIR --config...` trains in WORKDIR/whole by the
 command line, is given a mistake, is stopped in WORKDIR/stopped, and loses the
@@ -13,10 +13,10 @@ import time
 from absl import flags as absl_flags
 import jax
 
-from gmvq_jax.training import command_line
-from gmvq_jax.runtime import errors
-from gmvq_jax.training import experiment
 from gmvq_jax import main as main_lib
+from gmvq_jax.runtime import errors
+from gmvq_jax.training import command_line
+from gmvq_jax.training import experiment
 from gmvq_jax.training import trainer
 
 FLAGS = absl_flags.FLAGS

@@ -4,8 +4,10 @@
 train together; `test_devices.py` compares their results.
 """
 
+import contextlib
 import functools
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,10 @@ import numpy as np
 import optax
 import tiny
 
-from gmvq_jax.training import config as config_lib
+from gmvq_jax import quantizers
 from gmvq_jax.runtime import distributed
 from gmvq_jax.training import build
+from gmvq_jax.training import config as config_lib
 from gmvq_jax.training import schedules
 from gmvq_jax.training import train_step
 
@@ -102,7 +105,9 @@ def _initial(method, dtype, sgd):
   """Returns the model, the optimizer, and the state before the first step."""
   model, optimizer = _build(method, dtype)
   if sgd:
-    optimizer = optax.sgd(1.0)
+    optimizer = quantizers.optimizer(
+        optax.sgd(1.0), model.quantizer, path=('quantizer',)
+    )
 
   # Of the networks only the shapes are those of a state: to compile their
   # initialisation takes as long as a step.
@@ -154,10 +159,11 @@ def _build(method, dtype):
     if field in config.quantizer:
       config.quantizer[field] = value
   numbers = build.numbers_of(config)
-  model, optimizer, _ = build.build(config, numbers, 3, _STEPS)
-  if composed:
-    assert composed.heads == model.quantizer.heads
-    model = model._replace(quantizer=composed)
+  with contextlib.ExitStack() as stack:
+    if composed:
+      make = mock.patch.object(quantizers, 'make', lambda **_: composed)
+      stack.enter_context(make)
+    model, optimizer, _ = build.build(config, numbers, 3, _STEPS)
   return model, optimizer
 
 

@@ -12,13 +12,14 @@ from PIL import Image
 import pytest
 import tfds_files
 
-from gmvq_jax.training import config as config_lib
 from gmvq_jax import data
+from gmvq_jax.data import images as images_lib
 from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
-from gmvq_jax.training import named_configs
 from gmvq_jax.training import build
-from gmvq_jax.data import images as images_lib
+from gmvq_jax.training import command_line
+from gmvq_jax.training import config as config_lib
+from gmvq_jax.training import config_checks
 
 NAMES = sorted(path.stem for path in pathlib.Path('configs').glob('*.py'))
 SPLITS = {'train': 9, 'validation': 4, 'test': 4}
@@ -31,7 +32,7 @@ needs_subset = pytest.mark.skipif(
 
 
 def get_config(name, *method):
-  return named_configs.load(name)['get_config'](*method)
+  return command_line.load(name)['get_config'](*method)
 
 
 def data_fields(name, **others):
@@ -92,7 +93,7 @@ def test_the_grid_of_latents(name, downsamplings, side):
   config = get_config(name)
   assert config.network.num_downsamplings == 2
   config.network.num_downsamplings = downsamplings
-  config_lib.validate_data(config, (128, 128, 3), 4000, num_devices=1)
+  config_checks.validate_data(config, (128, 128, 3), 4000, num_devices=1)
   model = build.build_model(config, build.numbers_of(config), 3)
 
   def reconstruct(key):

@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 import pytest
 import tiny
 
+from gmvq_jax import main  # noqa: F401  (defines the flags)
+from gmvq_jax import quantizers
+from gmvq_jax.runtime import errors
+from gmvq_jax.training import build
 from gmvq_jax.training import command_line
 from gmvq_jax.training import config as config_lib
-from gmvq_jax.runtime import errors
-from gmvq_jax import main  # noqa: F401  (defines the flags)
-from gmvq_jax.training import build
-from gmvq_jax import quantizers
+from gmvq_jax.training import config_checks
 
 CIFAR10 = 'configs/cifar10.py'
 METHODS = (
@@ -167,8 +168,8 @@ def changed(method, mutations):
 def test_what_was_a_trace_a_hang_or_an_abort_is_one_line(method, field, value):
   with pytest.raises(errors.UserError) as caught:
     config = changed(method, {field: value})
-    config_lib.validate(config)
-    config_lib.validate_data(config, (16, 16, 3), 480, 1)
+    config_checks.validate(config)
+    config_checks.validate_data(config, (16, 16, 3), 480, 1)
   check_line(caught.value, f'config.{field}')
 
 
@@ -187,7 +188,7 @@ def test_a_configuration_is_refused_in_one_line_or_can_be_built():
   def run(change, shape, num_images, num_devices):
     config = changed(*change)
     try:
-      config_lib.validate(config)
+      config_checks.validate(config)
     except errors.UserError as error:
       counts['refused'] += 1
       names = [f'config.{field}' for field in change[1]]
@@ -195,7 +196,7 @@ def test_a_configuration_is_refused_in_one_line_or_can_be_built():
         names.append('config.quantizer')  # Its parts may not fit each other.
       return check_line(error, *names)
     try:
-      config_lib.validate_data(config, shape, num_images, num_devices)
+      config_checks.validate_data(config, shape, num_images, num_devices)
     except errors.UserError as error:
       counts['unfit'] += 1
       return check_line(error, 'config.')
@@ -256,7 +257,7 @@ def test_a_command_line_is_refused_in_one_line_or_parsed(capsys):
       try:
         left = command_line.parse(argv)
         if flags.FLAGS.config is not None:
-          config_lib.validate(flags.FLAGS.config)
+          config_checks.validate(flags.FLAGS.config)
         assert set(left) <= set(argv)
         counts['parsed'] += 1
       except errors.UserError as error:

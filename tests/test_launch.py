@@ -498,7 +498,7 @@ def test_the_manifest_says_what_the_program_reads():
   (container,) = pod()['containers']
   environment = {one['name']: one for one in container['env']}
   names = {name for name in environment if name.startswith('JAX_')}
-  read = (ROOT / 'gmvq_jax' / 'distributed.py').read_text()
+  read = (ROOT / 'gmvq_jax/runtime/distributed.py').read_text()
   assert names == set(re.findall(r'JAX_[A-Z_]+', read))
   processes = int(environment['JAX_NUM_PROCESSES']['value'])
   assert job['spec']['completionMode'] == 'Indexed'

@@ -19,12 +19,12 @@ from commands import start  # noqa: F401  (for other tests)
 import pytest
 import tiny
 
+from gmvq_jax.reporting import pages
+from gmvq_jax.runtime import files
+from gmvq_jax.training import command_line
 from gmvq_jax.training import experiment
 from gmvq_jax.training import metric_writer
-from gmvq_jax.training import named_configs
-from gmvq_jax.reporting import pages
 from gmvq_jax.training import trainer
-from gmvq_jax.runtime import files
 
 CIFAR10 = '--config=configs/cifar10.py'
 
@@ -77,7 +77,7 @@ def test_stopped_runs_continue_exactly(run, tmp_path):
   flags = [CIFAR10, *tiny.flags(**fields), f'--workdir={parts}']
   # Steps 1, 4, 8 ... are logged, and the validation at 16 and 32. At step 20
   # the checkpoint of step 8 is sure to be complete.
-  writes = ('gmvq_jax.metrics:Writer', 'write')
+  writes = ('gmvq_jax.training.metric_writer:Writer', 'write')
   kill_after(7, *writes, *flags)
   assert records(parts)[-1]['step'] == 20
   stopped = stop_after(2, signal.SIGINT, *flags)
@@ -168,7 +168,7 @@ def test_the_first_run_needs_no_data_set(tmp_path, monkeypatch):
   """The configuration of the README's first command, with smaller images."""
   pytest.importorskip('sklearn')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  config = named_configs.load('quickstart')['get_config']()
+  config = command_line.load('quickstart')['get_config']()
   config.data.size = 16
   quickstart = experiment.Experiment(config)
   assert quickstart.splits.train.shape == (8192, 16, 16, 3)

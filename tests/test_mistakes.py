@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
-from gmvq_jax.training import command_line
 from gmvq_jax import data
 from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import files
+from gmvq_jax.runtime import program
+from gmvq_jax.training import command_line
 
 CIFAR10 = '--config=configs/cifar10.py'
 # The arguments, and what is said. What begins with no dash is a field of a run
@@ -178,7 +179,7 @@ def test_a_config_must_return_a_config_dict(tmp_path):
 def test_what_ends_a_program_is_one_line(error, capsys):
   with (
       mock.patch.object(app, 'run', side_effect=error),
-      mock.patch.object(command_line, '_quiet'),
+      mock.patch.object(program, '_quiet'),
       pytest.raises(SystemExit) as exited,
   ):
     command_line.run(print)
@@ -191,7 +192,7 @@ def test_a_mistake_of_ours_is_no_users():
   error = jax.errors.JaxRuntimeError('INTERNAL: a bug')
   with (
       mock.patch.object(app, 'run', side_effect=error),
-      mock.patch.object(command_line, '_quiet'),
+      mock.patch.object(program, '_quiet'),
       pytest.raises(jax.errors.JaxRuntimeError),
   ):
     command_line.run(print)

@@ -7,12 +7,11 @@ import commands
 import numpy as np
 from PIL import Image
 import pytest
-import test_processes
 
 import gmvq_jax
-from gmvq_jax.tokenizer import code_files
-from gmvq_jax.runtime import errors
 from gmvq_jax import commands as commands_lib
+from gmvq_jax.runtime import errors
+from gmvq_jax.tokenizer import code_files
 
 NOTHING = commands_lib.Options(None, '', '', '', False, 0, None, None)
 
@@ -78,7 +77,9 @@ def test_killed_encoding_continues(many, tmp_path):
   flags, whole = many
   assert len(whole) == 3
   flags = [*flags, f'--output={tmp_path}/codes']
-  commands.kill_after(1, 'gmvq_jax.codes', 'write_shard', *flags)
+  commands.kill_after(
+      1, 'gmvq_jax.tokenizer.code_files', 'write_shard', *flags
+  )
   assert len(files_of(tmp_path / 'codes')) == 1
   with commands.signal_after(1, code_files, 'write_shard', signal.SIGINT):
     result = commands.run_here(*flags)
@@ -97,8 +98,8 @@ def test_killed_encoding_continues(many, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_work(many, tmp_path):
   flags, whole = many
-  first, second = test_processes.finish(
-      test_processes.start([*flags, f'--output={tmp_path}/codes'], 2, 2)
+  first, second = commands.finish_processes(
+      commands.start_processes([*flags, f'--output={tmp_path}/codes'], 2, 2)
   )
   assert files_of(tmp_path / 'codes') == whole
   # Gloo writes to standard output too.

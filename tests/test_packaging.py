@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from gmvq_jax.runtime import errors
-from gmvq_jax.training import named_configs
+from gmvq_jax.training import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ('gmvq_jax', 'configs', 'setup.cfg', 'pyproject.toml', 'README.md',
@@ -167,7 +167,7 @@ def test_a_configuration_that_loads_another(installed, tmp_path):
 @pytest.mark.parametrize('name', NAMES)
 def test_names(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert pathlib.Path(named_configs.find(name)).read_text() == (
+  assert pathlib.Path(command_line.find(name)).read_text() == (
       (ROOT / 'configs' / f'{name}.py').read_text()
   )
 
@@ -176,15 +176,15 @@ def test_a_path_is_a_path(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'mine.py').touch()
   (tmp_path / 'cifar10').mkdir()
-  assert named_configs.find('mine.py') == 'mine.py'
-  assert named_configs.find('cifar10').endswith('configs/cifar10.py')
+  assert command_line.find('mine.py') == 'mine.py'
+  assert command_line.find('cifar10').endswith('configs/cifar10.py')
 
 
 @pytest.mark.parametrize('name', ['cifra10', 'configs/no.py', 'cifar10.py', ''])
 def test_what_is_neither(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(errors.UserError) as refused:
-    named_configs.find(name)
+    command_line.find(name)
   assert str(refused.value) == (
       f'--config={name}: there is no such file, nor is it one of'
       f' {", ".join(NAMES)}'

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gmvq_jax import quantizers
 from gmvq_jax.nn import autoencoder
 from gmvq_jax.nn import networks
 from gmvq_jax.ops import counter_rng
-from gmvq_jax import quantizers
 
 torch = pytest.importorskip('torch')
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmvq_jax.nn import losses
+from gmvq_jax.runtime import files
+from gmvq_jax.training import build
 from gmvq_jax.training import checkpoint
 from gmvq_jax.training import config as config_lib
 from gmvq_jax.training import experiment
-from gmvq_jax.nn import losses
-from gmvq_jax.training import build
-from gmvq_jax.runtime import files
 
 FIELDS = {
     'batch_size': 16,
@@ -61,6 +61,8 @@ def method_config(name):
       if not field.startswith('quantizer.')
       or field.removeprefix('quantizer.') in result.quantizer
   }
+  if name != 'gmvq':
+    fields.pop('quantizer.beta', None)  # Another weight of the same name.
   result.update_from_flattened_dict(fields)
   return result
 

@@ -71,7 +71,7 @@ FAULTS = (
         'the relaxed one-hot is a softmax at the given temperature',
         'jax.nn.softmax(scores / temperature)',
         'jax.nn.softmax(scores)',
-        'posterior quantizers assignment',
+        'posterior quantizers soft_assignment',
     ),
     _fault(
         'entropy_in_bits',
@@ -85,15 +85,15 @@ FAULTS = (
     _fault(
         'kl_sign_of_albo',
         'eq 14 adds beta times the KL',
-        'weight * (latent + beta * kl)',
-        'weight * (latent - beta * kl)',
-        'albo',
+        'return (latent + beta * kl)',
+        'return (latent - beta * kl)',
+        'albo quantizers',
     ),
     _fault(
-        'kl_sign_in_training',
+        'kl_left_out_in_training',
         'GM-VQ minimises the ALBO, KL included',
-        'loss = gamma * (term + beta * kl)',
-        'loss = gamma * (term - beta * kl)',
+        'albo.regulariser(term, kl, gamma=gamma, beta=beta)',
+        'albo.regulariser(term, 0 * kl, gamma=gamma, beta=beta)',
         'quantizers',
     ),
     _fault(
@@ -113,8 +113,8 @@ FAULTS = (
     _fault(
         'albo_without_positions',
         'the regulariser is summed over positions',
-        'weight = gamma * positions / data_dim',
-        'weight = gamma / data_dim',
+        'weight = positions / data_dim',
+        'weight = 1 / data_dim',
         'albo',
     ),
     _fault(
@@ -144,7 +144,7 @@ FAULTS = (
         'the straight-through value has the gradient of its surrogate',
         'return jax.lax.stop_gradient(value) + zero',
         'return jax.lax.stop_gradient(value + zero)',
-        'quantizers baselines posterior',
+        'quantizers methods posterior',
     ),
     _fault(
         'ties_to_the_last',
@@ -153,7 +153,7 @@ FAULTS = (
   return best, jnp.min(first, axis=-1)""",
         """best[..., None], 0, index)
   return best, jnp.max(first, axis=-1)""",
-        'posterior codebook assignment',
+        'posterior clustering soft_assignment',
     ),
     _fault(
         'half_precision_kept',
@@ -167,7 +167,7 @@ FAULTS = (
         'a latent of norm 0 has a finite gradient',
         'return jnp.sqrt(jnp.maximum(square, 1e-12))',
         'return jnp.sqrt(square)',
-        'baselines quantizers',
+        'methods quantizers',
     ),
     _fault(
         'mean_of_one_device',
@@ -186,7 +186,7 @@ FAULTS = (
   if axis_name is not None:""",
         """  count = jnp.sum(weights)
   if axis_name is not None and count is None:""",
-        'quantizers assignment',
+        'quantizers soft_assignment',
     ),
     _fault(
         'mask_ignored_in_q_c',
@@ -194,14 +194,14 @@ FAULTS = (
         'weights, jnp.exp(log_probs), precision=numerics.PRECISION',
         'jnp.ones_like(weights), jnp.exp(log_probs),'
         ' precision=numerics.PRECISION',
-        'quantizers assignment',
+        'quantizers soft_assignment',
     ),
     _fault(
         'padding_codes_win',
         'the padding of the last tile is never chosen',
         'logits = jnp.where(codes < tiling.num_codes, logits, _NEVER)',
         'logits = logits + 0 * codes',
-        'assignment',
+        'soft_assignment',
     ),
     _fault(
         'ties_between_tiles',
@@ -210,35 +210,35 @@ FAULTS = (
     codes = jnp.where(tile_best > best""",
         """numerics.argmax(perturbed)
     codes = jnp.where(tile_best >= best""",
-        'assignment',
+        'soft_assignment',
     ),
     _fault(
         'tiled_gradient_of_entropy',
         'the tiled entropy has the gradient of the plain one',
         'weights[:, None] * slope - d_entropy[:, None] * rise',
         'weights[:, None] * slope + d_entropy[:, None] * rise',
-        'assignment',
+        'soft_assignment',
     ),
     _fault(
         'tiled_gradient_without_temperature',
         'the tiled relaxation has the gradient of the plain one',
         'share * (slope - relaxed_mean[:, None]) * sharpness',
         'share * (slope - relaxed_mean[:, None])',
-        'assignment',
+        'soft_assignment',
     ),
     _fault(
         'tiled_gradient_to_temperature_lost',
         'the temperature has the gradient it has in the plain path',
         'd_temperature -= jnp.sum(_sum(d_perturbed * below)) * sharpness',
         'd_temperature -= 0 * jnp.sum(_sum(d_perturbed * below)) * sharpness',
-        'assignment',
+        'soft_assignment',
     ),
     _fault(
         'only_the_last_tile_is_summed',
         'sums are over the rows of all tiles',
         'sums = jax.tree.map(jnp.add, carry[0], new[0])',
         'sums = jax.tree.map(lambda old, new: new, carry[0], new[0])',
-        'assignment quantizers',
+        'soft_assignment quantizers',
     ),
     # Noise.
     _fault(
@@ -246,28 +246,28 @@ FAULTS = (
         'each device has noise of its own',
         'rows += jnp.uint32(num_rows) * jnp.uint32(jax.lax.axis_index',
         'rows += jnp.uint32(0) * jnp.uint32(jax.lax.axis_index',
-        'noise quantizers',
+        'counter_rng quantizers',
     ),
     _fault(
         'noise_of_a_tile_starts_again',
         'columns of a tile have the noise that the whole has there',
         'columns = jnp.uint32(first_column) + jnp.arange',
         'columns = jnp.uint32(0 * first_column) + jnp.arange',
-        'noise assignment',
+        'counter_rng soft_assignment',
     ),
     _fault(
         'fewer_rounds',
         'the generator is Threefry-2x32 of 13 rounds',
         '_ROUNDS = 13',
         '_ROUNDS = 12',
-        'noise',
+        'counter_rng',
     ),
     _fault(
         'gumbel_sign',
         'Gumbel noise is -log(-log(u))',
         'return -_log(*_split(-_log(exponent, rest)))',
         'return _log(*_split(-_log(exponent, rest)))',
-        'noise',
+        'counter_rng',
     ),
     # Codebooks and k-means.
     _fault(
@@ -275,21 +275,21 @@ FAULTS = (
         'k-means ignores masked points',
         'weights = mask.astype(points.dtype)',
         'weights = 1 + 0 * mask.astype(points.dtype)',
-        'codebook',
+        'clustering',
     ),
     _fault(
         'empty_clusters_stay',
         'an empty cluster is re-seeded at the farthest point',
         'return jnp.where(empty[:, None], points[worst[rank]], means)',
         'return jnp.where(empty[:, None], centroids, means)',
-        'codebook',
+        'clustering',
     ),
     _fault(
         'nearest_by_a_wrong_norm',
         'nearest_codes minimises the squared distance',
         'jnp.concatenate([keys, -energy / 2], axis=-1)',
         'jnp.concatenate([keys, -energy], axis=-1)',
-        'codebook baselines',
+        'clustering methods',
     ),
     _fault(
         'counts_of_padding',
@@ -297,35 +297,35 @@ FAULTS = (
         'weights = None if mask is None else mask.reshape(-1)'
         '.astype(jnp.float32)',
         'weights = None',
-        'codebook quantizers evaluate',
+        'clustering quantizers evaluate',
     ),
     # GM-VQ.
     _fault(
         'precision_not_softplus',
         'eq 15: precisions are the softplus of the second head',
-        "precision = params['weight_scale'] * jax.nn.softplus(raw)",
-        "precision = params['weight_scale'] * jnp.exp(raw)",
+        'return z_hat, weight_scale * jax.nn.softplus(raw)',
+        'return z_hat, weight_scale * jnp.exp(raw)',
         'quantizers',
     ),
     _fault(
         'aggregate_of_the_batch_ignored',
         "aggregate='batch' gives each position a q(c) of its own",
-        "if aggregate == 'batch':",
-        "if aggregate == 'none':",
+        "if aggregate == 'positions':",
+        "if aggregate != 'none':",
         'quantizers',
     ),
     _fault(
         'noise_that_was_turned_off',
         'gaussian_noise=False gives the codeword itself',
-        'if seeds is not None and gaussian_noise:',
-        'if seeds is not None:',
-        'quantizers composition',
+        'if gaussian_noise:',
+        'if key is not None:',
+        'posterior quantizers composition',
     ),
     _fault(
         'objective_without_positions',
         'the objective of GM-VQ counts the positions of an image',
-        'return error + positions / data_dim * quantized.loss',
-        'return error + quantized.loss / data_dim',
+        'return error + positions / values * quantized.loss',
+        'return error + quantized.loss / values',
         'quantizers',
     ),
     # VQ-VAE and moving averages.
@@ -334,63 +334,65 @@ FAULTS = (
         'beta is the share of the codebook loss',
         'loss = alpha * (beta * pulled + (1 - beta) * committed)',
         'loss = alpha * ((1 - beta) * pulled + beta * committed)',
-        'baselines',
+        'methods',
     ),
     _fault(
         'codebook_loss_moves_latents',
         'the codebook loss has no gradient to the latents',
-        'jax.lax.stop_gradient(z_hat) - codewords, mask, axis_name',
-        'z_hat - codewords, mask, axis_name',
-        'baselines',
+        'call.mean_square(jax.lax.stop_gradient(z_hat) - codewords)',
+        'call.mean_square(z_hat - codewords)',
+        'methods',
     ),
     _fault(
         'ema_without_decay',
         'counts are moving averages with the given decay',
         "counts = decay * state['counts'] + (1 - decay) * counts",
         "counts = decay * state['counts'] + counts",
-        'baselines',
+        'methods',
     ),
     _fault(
         'ema_without_smoothing',
         'counts are smoothed before sums are divided by them',
         "'codebook': sums / smoothed[:, None]",
         "'codebook': sums / counts[:, None]",
-        'baselines',
+        'methods',
     ),
     _fault(
         'ema_moves_at_evaluation',
         'evaluation leaves the moving averages alone',
-        'if train:\n      state = _move(',
-        'if True:\n      state = _move(',
-        'baselines',
+        'if call.train:\n'
+        '      z = numerics.straight_through(codewords, z_hat)\n'
+        '      state',
+        'if True:\n'
+        '      z = numerics.straight_through(codewords, z_hat)\n'
+        '      state',
+        'methods',
     ),
     _fault(
         'ema_counts_padding',
         'moving averages ignore masked positions',
-        'codes, weights = codes.reshape(-1), mask.reshape(-1)'
-        '.astype(latents.dtype)',
-        'codes, weights = codes.reshape(-1), (mask.reshape(-1) | True)'
-        '.astype(latents.dtype)',
-        'quantizers baselines',
+        'weights = self.mask.reshape(-1).astype(latents.dtype)',
+        'weights = (self.mask.reshape(-1) | True).astype(latents.dtype)',
+        'quantizers methods',
     ),
     _fault(
         'ema_of_one_device',
         'moving averages are of the latents of all devices',
-        'counts, sums = jax.lax.psum((counts, sums), axis_name)',
+        'counts, sums = jax.lax.psum((counts, sums), self.axis_name)',
         'counts, sums = counts + 0, sums + 0',
-        'quantizers baselines devices',
+        'quantizers methods devices',
     ),
     _fault(
         'shares_of_one_device',
         'the shares of codes are of all devices',
-        'counts = jax.lax.psum(counts, axis_name)\n  return counts /',
-        'counts = counts + 0\n  return counts /',
+        'counts = jax.lax.psum(counts, self.axis_name)',
+        'counts = counts + 0',
         'quantizers',
     ),
     _fault(
         'codes_of_padding',
         'masked positions have code -1',
-        'codes=jnp.where(mask, codes, -1)',
+        'codes=jnp.where(self.mask, codes, -1)',
         'codes=codes',
         'quantizers',
     ),
@@ -405,51 +407,51 @@ FAULTS = (
     _fault(
         'replaced_a_step_late',
         'a code is replaced after replace_after steps without use',
-        'dead = (unused >= replace_after) | (found & ~taken)',
-        'dead = (unused > replace_after) | (found & ~taken)',
-        'baselines',
+        'dead = unused >= replace_after',
+        'dead = unused > replace_after',
+        'methods',
     ),
     _fault(
         'fresh_codes_not_reported',
         'finish says which entries were replaced',
-        'lambda old, new, fresh: (old != new) | fresh,',
-        'lambda old, new, fresh: (old != old) | fresh,',
-        'baselines composition',
+        'written = jnp.any(old != new, axis=axes, keepdims=True)',
+        'written = jnp.any(old != old, axis=axes, keepdims=True)',
+        'methods composition',
     ),
     _fault(
         'counter_of_replaced_codes_kept',
         'the counter of a replaced code is reset',
         "'unused': jnp.where(dead, 0, unused),",
         "'unused': unused,",
-        'baselines',
+        'methods',
     ),
     _fault(
         'replacement_without_noise',
         'a replaced code is a latent plus noise',
         'return rows + replace_noise * norm',
         'return rows + 0 * norm',
-        'baselines',
+        'methods',
     ),
     _fault(
         'written_past_the_affine_map',
         'rows are written through the inverse of the affine map',
         'return (rows - shift) / jnp.where(',
         'return rows / jnp.where(',
-        'quantizers baselines',
+        'quantizers methods',
     ),
     _fault(
         'momentum_forgotten',
         'alternate optimisation is SGD with momentum',
         'momentum = opt_momentum * momentum + gradient',
         'momentum = 0 * momentum + gradient',
-        'baselines',
+        'methods',
     ),
     _fault(
         'latents_not_normalised',
         'l2: latents are searched on the unit sphere',
         'return jnp.concatenate([numerics.normalize(z_hat), rest], axis=-1)',
         'return jnp.concatenate([z_hat, rest], axis=-1)',
-        'baselines',
+        'methods',
     ),
     _fault(
         'rotation_without_scale',
@@ -476,8 +478,8 @@ FAULTS = (
     _fault(
         'groups_not_counted',
         'the objective counts each group as a position',
-        'positions=positions * groups',
-        'positions=positions',
+        'return math.prod(shape[1:]), math.prod(data_shape[1:])',
+        'return math.prod(shape[1:2]), math.prod(data_shape[1:])',
         'composition',
     ),
     _fault(
@@ -493,35 +495,37 @@ FAULTS = (
         'SQ-VAE adds the sum of q log q',
         'latent - entropy,',
         'latent + entropy,',
-        'baselines',
+        'methods',
     ),
     _fault(
         'sqvae_without_logarithm',
         'SQ-VAE minimises the logarithm of the squared error',
-        'return jnp.log(error) / 2 + positions / data_dim * quantized.loss',
-        'return error / 2 + positions / data_dim * quantized.loss',
-        'baselines',
+        'return jnp.log(of_image) / 2 + positions / values * quantized.loss',
+        'return of_image / 2 + positions / values * quantized.loss',
+        'methods',
     ),
     _fault(
         'gumbel_kl',
         'Gumbel-VQVAE has the KL of each posterior to uniform',
-        "kl = mean(jnp.log(num_codes) - of_position['entropy'])",
-        "kl = mean(of_position['entropy'])",
-        'baselines',
+        "kl = call.mean(jnp.log(num_codes) - of_position['entropy'])",
+        "kl = call.mean(of_position['entropy'])",
+        'methods',
     ),
     _fault(
         'fsq_without_offset',
         'an even number of levels is shifted by half a step',
         'offset = np.where(size % 2, 0.0, 0.5)',
         'offset = np.where(size % 2, 0.0, 0.0)',
-        'baselines',
+        'methods',
     ),
     _fault(
         'fsq_first_channel_slowest',
         'FSQ numbers the grid with the first channel fastest',
-        'basis = np.cumprod([1, *levels[:-1]])',
-        'basis = np.cumprod([1, *levels[:0:-1]])[::-1]',
-        'baselines',
+        'basis = np.cumprod([1, *levels[:-1]])\n'
+        '  num_codes = int(size.prod())\n  half_width',
+        'basis = np.cumprod([1, *levels[:0:-1]])[::-1]\n'
+        '  num_codes = int(size.prod())\n  half_width',
+        'methods',
     ),
     _fault(
         'lfq_diversity_sign',
@@ -564,7 +568,7 @@ FAULTS = (
         'each step has the temperature of its schedule',
         'tau = temperature(state.step)',
         'tau = temperature(0 * state.step)',
-        'train_step train',
+        'train_step trainer',
     ),
     _fault(
         'temperature_ends_early',
@@ -578,7 +582,7 @@ FAULTS = (
         'the warm-up starts at a factor of the peak',
         'init_value=warmup_factor * peak',
         'init_value=0 * peak',
-        'schedules train',
+        'schedules trainer',
     ),
     _fault(
         'same_noise_in_every_step',
@@ -590,11 +594,9 @@ FAULTS = (
     _fault(
         'moments_of_replaced_codes_kept',
         'the moments of replaced codes are zeroed',
-        'lambda moment, fresh: jnp.where(fresh, 0, moment)'
-        '.astype(moment.dtype)',
-        'lambda moment, fresh: jnp.where(fresh, moment, moment)'
-        '.astype(moment.dtype)',
-        'train_step',
+        'lambda moment, fresh: _zero_where(fresh, moment)',
+        'lambda moment, fresh: moment',
+        'optimizer train_step',
     ),
     _fault(
         'flipped_upside_down',
@@ -615,7 +617,7 @@ FAULTS = (
         'AdamW decays networks and codebook',
         'weight_decay=config.weight_decay',
         'weight_decay=0 * config.weight_decay',
-        'train',
+        'trainer',
     ),
     # Evaluation.
     _fault(
@@ -644,7 +646,7 @@ FAULTS = (
         'calibrated statistics are those of the calibration images alone',
         'style=network.style._replace(momentum=0.0)',
         'style=network.style._replace(momentum=0.9)',
-        'evaluate train',
+        'evaluate trainer',
     ),
     # Runs and checkpoints.
     _fault(
@@ -652,14 +654,14 @@ FAULTS = (
         'the best checkpoint is chosen on the validation split',
         "metrics = experiment.evaluate(state, 'validation').metrics",
         "metrics = experiment.evaluate(state, 'test').metrics",
-        'train',
+        'trainer',
     ),
     _fault(
         'place_in_data_not_restored',
         'a run continues with the batch after the last one',
         'batches.set_state(place)',
         'batches.get_state()',
-        'train checkpoint main',
+        'trainer checkpoint main',
     ),
     _fault(
         'other_images_accepted',
@@ -667,7 +669,7 @@ FAULTS = (
         """state, place, step = restored
     experiment.check_origin(place['origin'])""",
         'state, place, step = restored',
-        'train',
+        'trainer',
     ),
     _fault(
         'digest_not_checked',
@@ -688,14 +690,14 @@ FAULTS = (
         'restore_best gives the lowest validation error',
         'steps.sort(key=lambda s: (math.isnan(rank[s]), rank[s], -s))',
         'steps.sort(key=lambda s: (math.isnan(rank[s]), -rank[s], -s))',
-        'checkpoint train',
+        'checkpoint trainer',
     ),
     _fault(
         'two_runs_in_one_directory',
         'a work directory belongs to one process at a time',
         'fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)',
         'fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)',
-        'train main checkpoint encoding mistakes',
+        'trainer main checkpoint encode mistakes',
     ),
     _fault(
         'other_configuration_accepted',
@@ -704,7 +706,7 @@ FAULTS = (
         ' and field not in FREE_TO_CHANGE',
         'if given.get(field) != stored.get(field)'
         ' and field in FREE_TO_CHANGE',
-        'train config',
+        'trainer config',
     ),
     # Data.
     _fault(
@@ -726,21 +728,21 @@ FAULTS = (
         'the crop is centred',
         'left, top = (width - side) // 2, (height - side) // 2',
         'left, top = (width - side) // 2, 0',
-        'pixels folder',
+        'preprocess folder',
     ),
     _fault(
         'orientation_ignored',
         'photographs are turned upright',
         'image = ImageOps.exif_transpose(image)',
         'image = image.copy()',
-        'pixels folder',
+        'preprocess folder',
     ),
     _fault(
         'images_of_any_type',
         'arrays of images must be uint8',
         'if images.dtype != np.uint8 or not fits:',
         'if not fits:',
-        'data mistakes',
+        'loading mistakes',
     ),
     # Codes and tokenizers.
     _fault(
@@ -748,14 +750,14 @@ FAULTS = (
         'codes are packed with the highest bit first',
         'shifts = np.arange(bits - 1, -1, -1)',
         'shifts = np.arange(bits)',
-        'bits codes',
+        'bits code_files',
     ),
     _fault(
         'codes_out_of_range',
         'codes of damaged files are refused',
         'if codes.min() < 0 or codes.max() >= self.num_codes:',
         'if codes.min() < 0:',
-        'codes',
+        'code_files',
     ),
     _fault(
         'any_codes_decoded',
@@ -769,7 +771,7 @@ FAULTS = (
         'codes are decoded only by the tokenizer that made them',
         'if made_by != tokenizer.hash:',
         'if not made_by:',
-        'decoding',
+        'decode',
     ),
     _fault(
         'images_of_padding',
@@ -819,14 +821,14 @@ FAULTS = (
         'the rate of a Gaussian is half a logarithm',
         'rate = np.sum(np.maximum(logs - level, 0)) / 2',
         'rate = np.sum(np.maximum(logs - level, 0))',
-        'anchors',
+        'baselines',
     ),
     _fault(
         'samples_depend_on_the_batch',
         'a sample depends on the seed and its number alone',
         'jax.random.key(seed), start + jnp.arange(self.size)',
         'jax.random.key(seed), 0 * start + jnp.arange(self.size)',
-        'generative bounds',
+        'sampling bounds',
     ),
     _fault(
         'reinforce_without_baseline_of_others',

@@ -85,6 +85,12 @@ def locate(fault):
   return found[0].relative_to(ROOT)
 
 
+def locate_test(name):
+  """Returns the path of a test file, which may be in any folder of tests."""
+  (found,) = (ROOT / 'tests').rglob(name)
+  return found.relative_to(ROOT)
+
+
 @functools.cache
 def _sources():
   return {path: path.read_text() for path in sorted(_files('gmvq_jax'))}
@@ -93,7 +99,7 @@ def _sources():
 def _key(fault):
   """Returns a digest of all that the outcome of a fault depends on."""
   helpers = [p for p in _files('tests') if not p.name.startswith('test_')]
-  tests = [ROOT / 'tests' / name for name in fault.tests]
+  tests = [ROOT / locate_test(name) for name in fault.tests]
   digest = hashlib.sha256(repr(fault).encode())
   package = [*_files('gmvq_jax'), *_files('configs')]
   for path in sorted({*package, *helpers, *tests}):
@@ -140,14 +146,14 @@ def _copy_checkout(copy):
     target = copy / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if (ROOT / name).exists():
-      shutil.copy2(ROOT / name, target)
+      shutil.copy2(ROOT / name, target, follow_symlinks=False)
 
 
 def _run(fault, copy):
   """Returns the outcome of the tests of a fault: caught, missed or broken."""
   path = copy / locate(fault)
   whole = path.read_text()
-  tests = [f'tests/{name}' for name in fault.tests]
+  tests = map(str, map(locate_test, fault.tests))
   command = [sys.executable, '-m', 'pytest', '-q', '-x', '-n', '0', *tests]
   start = time.monotonic()
   path.write_text(whole.replace(fault.find, fault.put))

@@ -1,12 +1,8 @@
 """The list of deliberate faults; `run.py` injects them."""
 
-import pathlib
-
 import faults
 import pytest
 import run
-
-TESTS = pathlib.Path(__file__).parents[1]
 
 
 def test_there_are_enough_faults_with_names_of_their_own():
@@ -21,4 +17,4 @@ def test_a_fault_can_be_injected(fault):
   edited = source.replace(fault.find, fault.put)
   compile(edited, fault.name, 'exec')
   assert edited != source
-  assert fault.tests and all((TESTS / name).exists() for name in fault.tests)
+  assert fault.tests and all(map(run.locate_test, fault.tests))
