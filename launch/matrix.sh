@@ -16,9 +16,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-TESTS=(albo autoencoder binary codebook codes composition diveq export linen
-  packaging photographs posterior
-  quantizers rotation simvq)
+TESTS=(ops/test_albo.py ops/test_clustering.py ops/test_posterior.py
+  quantizers/test_binary.py quantizers/test_composition.py
+  quantizers/test_diveq.py quantizers/test_quantizers.py
+  quantizers/test_rotation.py quantizers/test_simvq.py
+  nn/test_autoencoder.py nn/test_vector_quantizer.py
+  tokenizer/test_code_files.py tokenizer/test_export.py
+  data/test_photographs.py test_packaging.py)
 # Long, and the same on every Python.
 SKIPPED='not shard_map and not pmap and not any_number_of_devices'
 
@@ -57,7 +61,7 @@ main() {
 
 # Makes an environment, installs the wheel there and tests it.
 try() {
-  local name=$1 environment=.venvs/$1 python install files
+  local name=$1 environment=.venvs/$1 python install
   python=$(find_python "$name") || {
     echo "error: $name: there is no such Python" >&2
     exit 2
@@ -76,8 +80,7 @@ try() {
     install+=(--constraint build/lowest.txt)
   fi
   "${install[@]}"
-  files=("${TESTS[@]/#/tests/test_}")
-  "$python" -m pytest -q -n 2 -k "$SKIPPED" "${files[@]/%/.py}"
+  "$python" -m pytest -q -n 2 -k "$SKIPPED" "${TESTS[@]/#/tests/}"
   [ -n "$keep" ] || rm -rf "$environment"
 }
 

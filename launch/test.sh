@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs gmvq_jax with what the tests need, and runs ruff and the tests.
+# Installs gmvq_jax with what the tests need, and runs the linter, the type
+# checker and the tests.
 #
 #   launch/test.sh            the default tests; five minutes on two cores
 #   launch/test.sh --all      the slow ones too, all programs optimised as users'
@@ -23,6 +24,8 @@ if [ "${1:-}" = --faults ]; then
   exec python tests/faults/run.py "$@"
 fi
 ruff check .
+mypy
+mypy --strict --follow-imports=silent gmvq_jax/ops gmvq_jax/quantizers
 # The tests of a file share what they compile, so they stay in one process. If
 # one crashes, pytest would wait for it for ever, were it started again.
 python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 \
