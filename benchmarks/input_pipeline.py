@@ -8,7 +8,8 @@ Prints, as one JSON object, from one run on one machine, in alternation:
 - images per second that the pipeline gives when nothing trains, for training
   images decoded from their files as they are needed and kept in memory;
 - what training takes, with real data (metrics read a step late, as in
-  `gmvq_jax.train` but for its files) and of the same step on one fixed batch;
+  `gmvq_jax.training.loop` but for its files) and of the same step on one fixed
+  batch;
 - the ratios: how many times over each pipeline feeds the step, and how much of
   its speed the step keeps with real data;
 

@@ -78,7 +78,7 @@ class ResidualBlock(nn.Module):
 
 
 class Autoencoder(nn.Module):
-  """The networks of `gmvq_jax.networks` at their defaults for CIFAR10."""
+  """The networks of `gmvq_jax.nn.networks` at their defaults for CIFAR10."""
 
   def __init__(self, num_codes=1024, dim=64, *, gamma=0.01, beta=10.0):
     super().__init__()

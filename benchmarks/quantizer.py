@@ -17,10 +17,10 @@ import peer
 import timing
 import torch
 
-from gmvq_jax.ops import soft_assignment
+from gmvq_jax import quantizers
 from gmvq_jax.ops import counter_rng
 from gmvq_jax.ops import numerics
-from gmvq_jax import quantizers
+from gmvq_jax.ops import soft_assignment
 
 _OUTPUT = flags.DEFINE_string('output', '', 'Where to write the result.')
 _CURVES = flags.DEFINE_string('curves', '', 'Where to draw how cost grows.')

@@ -13,8 +13,8 @@ import timing
 
 from gmvq_jax.tokenizer import code_files
 from gmvq_jax.tokenizer import encode
-from gmvq_jax.training import summary as summary_lib
 from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
+from gmvq_jax.training import summary as summary_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _INPUT = flags.DEFINE_string('input', None, 'Its test split.', required=True)

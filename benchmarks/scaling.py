@@ -56,7 +56,7 @@ def predicted(config, image_size, num_devices):
   copies = 4 if config.ema_decay else 3
   pixels = config.batch_size * image_size**2 / num_devices
   return {
-      'state': 4 * (copies * params + 2 * stats) + 20,
+      'state': 4 * (copies * params + 2 * stats) + 24,
       'sent': 4 * (params + 2 * codes * (dim + 1) + 3 * stats // 2 + dim + 11),
       'temporaries': 1140 * pixels + 4 * params + 14 * codes * dim,
   }

@@ -26,9 +26,9 @@ import numpy as np
 import timing
 
 from gmvq_jax.nn import autoencoder
-from gmvq_jax.tokenizer import encode as encode_lib
 from gmvq_jax.ops import posterior
 from gmvq_jax.runtime import progress
+from gmvq_jax.tokenizer import encode as encode_lib
 from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)

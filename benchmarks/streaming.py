@@ -19,8 +19,8 @@ from absl import flags
 import numpy as np
 import timing
 
-from gmvq_jax.tokenizer import encode
 from gmvq_jax.runtime import progress
+from gmvq_jax.tokenizer import encode
 from gmvq_jax.tokenizer import tokenizer as tokenizer_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)

@@ -10,15 +10,15 @@ research only.
 
 from ml_collections import ConfigDict
 
+from gmvq_jax.training import command_line
 from gmvq_jax.training import config as config_lib
-from gmvq_jax.training import named_configs
 
 METHODS = config_lib.METHODS
 
 
 def get_config(method: str = 'gmvq+entropy') -> ConfigDict:
   """Returns the configuration of a method."""
-  config = named_configs.load('celeba')['get_config'](method)
+  config = command_line.load('celeba')['get_config'](method)
   config.data.name = 'celeb_a_subset'
   config.batch_size = 16
   config.num_steps = 600

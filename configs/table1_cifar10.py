@@ -9,8 +9,8 @@ holds what is compared, and what is searched for.
 
 from ml_collections import ConfigDict
 
+from gmvq_jax.training import command_line
 from gmvq_jax.training import config as config_lib
-from gmvq_jax.training import named_configs
 
 _LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 
@@ -44,7 +44,7 @@ _SPACES = {
 
 def get_config() -> ConfigDict:
   """Returns the configuration."""
-  config = named_configs.load('cifar10')['get_config']()
+  config = command_line.load('cifar10')['get_config']()
   config.compare = ConfigDict({
       'methods': config_lib.METHODS,
       'seeds': (0, 1, 2),

@@ -18,6 +18,9 @@ from gmvq_jax import residual
 from gmvq_jax import vqvae_ema
 
 LENGTH, STRIDE, DIM, LEVELS = 512, 16, 32, 4
+QUANTIZER = residual(
+    vqvae_ema(64, DIM, decay=0.95, commitment=0.025), LEVELS, dropout=True
+)
 
 
 class Codec(nnx.Module):
@@ -25,11 +28,10 @@ class Codec(nnx.Module):
 
   def __init__(self, rngs: nnx.Rngs):
     """Makes the layers."""
-    quantizer = residual(vqvae_ema(64, DIM, decay=0.95), LEVELS, dropout=True)
     self.encoder = nnx.Conv(1, DIM, (STRIDE,), strides=STRIDE, rngs=rngs)
     self.inner = nnx.Conv(DIM, DIM, (3,), rngs=rngs)
     self.quantizer = nnx.bridge.lazy_init(
-        nnx.bridge.ToNNX(VectorQuantizer(quantizer), rngs=rngs),
+        nnx.bridge.ToNNX(VectorQuantizer(QUANTIZER), rngs=rngs),
         jnp.zeros((1, DIM)),
     )
     self.outer = nnx.Conv(DIM, DIM, (3,), rngs=rngs)
@@ -45,7 +47,7 @@ class Codec(nnx.Module):
     return self.decoder(nnx.gelu(self.outer(z)) + z)
 
   def __call__(self, signals, *, train=False):
-    """Returns signals like those given, and what the quantizer did."""
+    """Returns reconstructions and the output of the quantizer."""
     h = self.encoder(signals)
     h = h + self.inner(nnx.gelu(h))
     quantized = self.quantizer(
@@ -77,7 +79,8 @@ def main(num_steps: int) -> dict[str, float]:
   def train_step(codec, optimizer, signals):
     def loss_of(codec):
       decoded, quantized = codec(signals, train=True)
-      return jnp.mean(jnp.square(decoded - signals)) + 0.1 * quantized.loss
+      error = jnp.mean(jnp.square(decoded - signals))
+      return QUANTIZER.objective(error, quantized, data_shape=signals.shape)
 
     optimizer.update(codec, nnx.grad(loss_of)(codec))
 

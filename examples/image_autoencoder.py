@@ -18,6 +18,7 @@ from gmvq_jax import VectorQuantizer
 from gmvq_jax import gmvq
 
 SIZE, GRID = 16, 4
+QUANTIZER = gmvq(64, 16, gamma=0.01, beta=10.0)
 
 
 class Autoencoder(nn.Module):
@@ -25,12 +26,12 @@ class Autoencoder(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, temperature=None, train=False):
-    """Returns images like those given, and what the quantizer did."""
+    """Returns reconstructions and the output of the quantizer."""
     patch = (SIZE // GRID, SIZE // GRID)
     h = nn.relu(nn.Conv(64, patch, strides=patch)(images))
-    h = nn.Conv(2 * 16, (1, 1))(h)  # Two heads: latents and their precisions.
-    quantizer = gmvq(64, 16, gamma=0.01, beta=10.0)
-    quantized = VectorQuantizer(quantizer)(
+    # Two heads: latents and their precisions.
+    h = nn.Conv(sum(QUANTIZER.heads), (1, 1))(h)
+    quantized = VectorQuantizer(QUANTIZER)(
         h, temperature=temperature, train=train
     )
     h = nn.relu(nn.Conv(64, (3, 3))(quantized.z))
@@ -66,9 +67,8 @@ def main(num_steps: int) -> dict[str, float]:
         train=True,
         rngs={'quantizer': key},
     )
-    # Latents and values of one image: how gamma is counted.
-    weight = quantized.codes[0].size / images[0].size
-    return jnp.mean(jnp.square(decoded - images)) + weight * quantized.loss
+    error = jnp.mean(jnp.square(decoded - images))
+    return QUANTIZER.objective(error, quantized, data_shape=images.shape)
 
   @jax.jit
   def train_step(params, opt_state, images, key, temperature):

@@ -2,8 +2,8 @@
 
     python examples/padded_sets.py
 
-Points of star-shaped outlines, from 6 to 16 in a set; what pads a set is NaN on
-purpose, and takes no part in anything. Seconds on a CPU.
+Points of star-shaped outlines, from 6 to 16 in a set. The padding is NaN on
+purpose: masked positions are ignored. Seconds on a CPU.
 """
 
 import argparse
@@ -28,7 +28,7 @@ class Autoencoder(eqx.Module):
   codebook: dict
 
   def __init__(self, key):
-    """Draws the weights, and GM-VQ's codebook among them."""
+    """Initialises the weights, the codebook of GM-VQ among them."""
     keys = jax.random.split(key, 3)
     heads = sum(QUANTIZER.heads)
     self.encoder = eqx.nn.MLP(2, heads, 64, 2, key=keys[0])
@@ -36,7 +36,7 @@ class Autoencoder(eqx.Module):
     self.codebook, _ = QUANTIZER.init(keys[2])  # It has no state.
 
   def __call__(self, points, mask, **kwargs):
-    """Returns points like those given, and what the quantizer did."""
+    """Returns reconstructions and the output of the quantizer."""
     h = _over_sets(self.encoder)(jnp.where(mask[..., None], points, 0))
     quantized, _ = QUANTIZER.apply(self.codebook, {}, h, mask=mask, **kwargs)
     return _over_sets(self.decoder)(quantized.z), quantized
@@ -76,8 +76,8 @@ def main(num_steps: int) -> dict[str, float]:
       decoded, quantized = model(
           points, mask, key=key, temperature=temperature, train=True
       )
-      # A latent for every two values.
-      return mean_error(decoded, points, mask) + quantized.loss / 2
+      error = mean_error(decoded, points, mask)
+      return QUANTIZER.objective(error, quantized, data_shape=points.shape)
 
     updates, opt_state = optimizer.update(
         eqx.filter_grad(loss_of)(model), opt_state

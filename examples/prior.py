@@ -25,10 +25,10 @@ import numpy as np
 import optax
 
 import gmvq_jax
-from gmvq_jax.training import command_line
-from gmvq_jax.runtime import errors
 from gmvq_jax.reporting import pictures
+from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import progress
+from gmvq_jax.training import command_line
 
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'A run, or an export of one.')
 _TRAIN = flags.DEFINE_string('train', '', 'Codes to learn from.')

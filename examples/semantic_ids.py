@@ -17,6 +17,7 @@ import optax
 from sklearn import datasets
 
 from gmvq_jax import kmeans_start
+from gmvq_jax import optimizer
 from gmvq_jax import projected
 from gmvq_jax import residual
 from gmvq_jax import vqvae
@@ -37,8 +38,8 @@ def main(num_steps: int) -> dict[str, float]:
   params, state = kmeans_start(
       jax.random.key(1), quantizer, params, state, items
   )
-  optimizer = optax.adam(3e-3)
-  opt_state = optimizer.init(params)
+  adam = optimizer(optax.adam(3e-3), quantizer)
+  opt_state = adam.init(params)
 
   @jax.jit
   def train_step(params, state, opt_state, batch, key):
@@ -47,17 +48,14 @@ def main(num_steps: int) -> dict[str, float]:
           params, state, batch, key=key, train=True
       )
       error = jnp.mean(jnp.square(quantized.z - batch))
-      return error + quantized.loss, moved
+      loss = quantizer.objective(error, quantized, data_shape=batch.shape)
+      return loss, moved
 
-    gradients, state_after = jax.grad(loss_of, has_aux=True)(params)
-    updates, opt_state = optimizer.update(gradients, opt_state)
-    params = optax.apply_updates(params, updates)
-    # Writes the codes that have come back; their moments start anew.
-    params, state_after, fresh = quantizer.finish(params, state_after)
-    opt_state = optax.tree.map_params(
-        optimizer, lambda m, new: jnp.where(new, 0, m), opt_state, fresh
+    gradients, state = jax.grad(loss_of, has_aux=True)(params)
+    updates, opt_state = adam.update(
+        gradients, opt_state, params, quantizer_state=state
     )
-    return params, state_after, opt_state
+    return optax.apply_updates(params, updates), state, opt_state
 
   rng = np.random.default_rng(0)
   for step in range(num_steps):

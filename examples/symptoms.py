@@ -37,7 +37,6 @@ class Case(NamedTuple):
     quantizer: with which.
     start: whether the codebook starts by k-means.
     keeps_state: whether the state that `apply` returns is kept.
-    finishes: whether `finish` is called.
     minimises_objective: or the squared error alone.
     batch: examples in a step.
   """
@@ -45,7 +44,6 @@ class Case(NamedTuple):
   quantizer: gmvq_jax.Quantizer
   start: bool = True
   keeps_state: bool = True
-  finishes: bool = True
   minimises_objective: bool = True
   batch: int = 256
 
@@ -58,9 +56,6 @@ CASES = {
     'sound': Case(_VQVAE),
     'random start': Case(_VQVAE, start=False),
     'random start, replacement': Case(_REPLACED, start=False),
-    'random start, replacement, no finish': Case(
-        _REPLACED, start=False, finishes=False
-    ),
     'loss left out': Case(_VQVAE, minimises_objective=False),
     'no commitment': Case(gmvq_jax.vqvae(_CODES, _DIM, beta=1.0)),
     'ema': Case(_EMA),
@@ -91,7 +86,9 @@ def run(case: Case) -> dict[str, float]:
   quantizer = case.quantizer
   encoder = _network(sum(quantizer.heads))
   decoder = _network(_VALUES)
-  optimizer = optax.adam(3e-3)
+  optimizer = gmvq_jax.optimizer(
+      optax.adam(3e-3), quantizer, path=('quantizer',)
+  )
   temperature = schedules.temperature(2.0, 0.1, _STEPS.value)
   keys = jax.random.split(jax.random.key(1), 7)
   x = draw_batch(keys[0], 1024)
@@ -110,11 +107,8 @@ def run(case: Case) -> dict[str, float]:
     h = encoder.apply(params['encoder'], x)
     quantized, state = quantizer.apply(params['quantizer'], state, h, **kwargs)
     y = decoder.apply(params['decoder'], quantized.z)
-    error = jnp.sum(jnp.square(y - x), axis=(1, 2))
-    mse = jnp.mean(error) / x[0].size
-    loss = quantizer.objective(
-        error, quantized, data_dim=x[0].size, positions=_POSITIONS
-    )
+    mse = jnp.mean(jnp.square(y - x))
+    loss = quantizer.objective(mse, quantized, data_shape=x.shape)
     metrics = {'mse': mse, **quantized.metrics}
     return loss if case.minimises_objective else mse, (state, metrics)
 
@@ -132,12 +126,10 @@ def run(case: Case) -> dict[str, float]:
     before = quantizer.read(params['quantizer'], state)
     if case.keeps_state:
       state = new_state
-    updates, opt_state = optimizer.update(grads, opt_state, params)
+    updates, opt_state = optimizer.update(
+        grads, opt_state, params, quantizer_state=state
+    )
     params = optax.apply_updates(params, updates)
-    if case.finishes:
-      params['quantizer'], state, _ = quantizer.finish(
-          params['quantizer'], state
-      )
     after = quantizer.read(params['quantizer'], state)
     return params, state, opt_state, {
         'codebook_grad': optax.tree.norm(grads['quantizer']),
