@@ -50,7 +50,7 @@ def optimizer(
   )
 
   def init(params: optax.Params) -> OptimizerState:
-    _check_like(_at(params, path), own, path)
+    _check_names(_at(params, path), own, path)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), replaced)
     return OptimizerState(inner.init(params), zeros)
 
@@ -103,16 +103,16 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
   return tree
 
 
-def _check_like(params: Any, own: Any, path: tuple[str, ...]) -> None:
-  """Raises unless parameters have the structure and shapes of `own`."""
+def _check_names(params: Any, own: Any, path: tuple[str, ...]) -> None:
+  """Raises unless parameters have the names of `own`."""
   given, right = (
-      {jax.tree_util.keystr(name): jnp.shape(x) for name, x in leaves}
+      [jax.tree_util.keystr(name) for name, _ in leaves]
       for leaves in map(jax.tree_util.tree_leaves_with_path, (params, own))
   )
   if given != right:
     raise ValueError(
-        f'optimizer: path={path}: there are parameters {given}; those of the'
-        f' quantizer are {right}'
+        f'optimizer: path={path}: it leads to {", ".join(given)}; those of the'
+        f' quantizer are {", ".join(right)}'
     )
 
 

@@ -251,7 +251,7 @@ def test_its_update_needs_the_state_of_the_quantizer():
 @pytest.mark.parametrize('path, message', [
     (('quantiser',), r"no 'quantiser' in the parameters at \(\), which have m"),
     (('model', 'typo'), r"no 'typo' in .* \('model',\), which have quantizer"),
-    (('model',), r"there are parameters .*; those of the quantizer are"),
+    (('model',), r"leads to .'quantizer'..'codebook'.; those of"),
 ])
 def test_a_path_to_nothing_or_other_parameters_is_refused(path, message):
   quantizer = REPLACING['vqvae+replace']
