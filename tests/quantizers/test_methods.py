@@ -296,7 +296,7 @@ def test_finish_moves_replaced_codes_to_the_parameters(rng):
   # After the second step, and again after the fourth.
   assert set(replaced) >= {1, 2}
   np.testing.assert_array_equal(before['replaced'], replaced)
-  moved = np.any(before['offset'] != 0, axis=-1)
+  moved = np.any(before['offset']['codebook'] != 0, axis=-1)
   np.testing.assert_array_equal(moved, replaced > 0)
   np.testing.assert_array_equal(rows[0], rows[1])
   np.testing.assert_array_equal(params_after['codebook'], rows[0])
@@ -306,7 +306,7 @@ def test_finish_moves_replaced_codes_to_the_parameters(rng):
   )
   assert fresh['codebook'].dtype == np.int32
   np.testing.assert_array_equal(state_after['replaced'], 0)
-  np.testing.assert_array_equal(state_after['offset'], 0)
+  np.testing.assert_array_equal(state_after['offset']['codebook'], 0)
   np.testing.assert_array_equal(state_after['unused'], before['unused'])
   chex.assert_trees_all_equal(again[:2], after[:2])
   np.testing.assert_array_equal(again[2]['codebook'], 0)

@@ -17,9 +17,12 @@ from gmvq_jax import quantizers
 
 C, L, STEPS = 12, 3, 5
 REPLACING = {
-    'vqvae+replace': compositions.make(
-        'vqvae+replace', num_codes=C, dim=L, replace_after=2
-    ),
+    **{
+        name: compositions.make(name, num_codes=C, dim=L, replace_after=2)
+        for name in (
+            'vqvae+replace', 'vqvae+l2+replace', 'vqvae+affine+replace'
+        )
+    },
     'residual vqvae+replace': quantizers.residual(
         compositions.make(
             'vqvae+replace', num_codes=C, dim=L, replace_after=2

@@ -36,9 +36,10 @@ def with_l2_normalization(inner: base.Quantizer) -> base.Quantizer:
   def write(
       params: base.Params, state: base.State, rows: jax.Array, where: jax.Array
   ) -> tuple[base.Params, base.State]:
-    norm = numerics.norm(inner_read(params, state))
-    rows = norm * numerics.normalize(rows)
-    return inner_write(params, state, rows, where)
+    # Rows that are there keep their norm, so that to write what was read
+    # changes nothing.
+    new = jnp.any(rows != read(params, state), axis=-1)
+    return inner_write(params, state, rows, where & new)
 
   def on_sphere(
       params: base.Params, state: base.State

@@ -32,7 +32,7 @@ def with_replacement(
 
   Parameters are those of `inner`. State: `{'inner': ..., 'unused': [C] int32,
   'replaced': [C] int32}`, how long each code has not been used and how often it
-  was replaced since the last `finish`, and `'offset': [C, L]`.
+  was replaced since the last `finish`, and `'offset'`, like the parameters.
 
   Args:
     inner: what searches the codebook.
@@ -59,49 +59,46 @@ def with_replacement(
         'replaced': jnp.zeros(num_codes, jnp.int32),
     }
     if in_params:
-      state['offset'] = jnp.zeros_like(inner_read(params, inner_state))
+      state['offset'] = jax.tree.map(jnp.zeros_like, params)
     return params, state
 
-  def moved(
-      params: base.Params, state: base.State
-  ) -> tuple[base.Params, base.State]:
-    """Returns params and state of `inner` with the offsets added."""
+  def moved(params: base.Params, state: base.State) -> base.Params:
+    """Returns params with the offsets added."""
     if not in_params:
-      return params, state['inner']
-    rows = inner_read(params, state['inner']) + state['offset']
-    return inner_write(params, state['inner'], rows, has_offset(state))
-
-  def has_offset(state: base.State) -> jax.Array:
-    """Returns which codes were replaced since the last `finish`, `[C]`."""
-    return jnp.any(state['offset'] != 0, axis=-1)
+      return params
+    return jax.tree.map(jnp.add, params, state['offset'])
 
   def read(params: base.Params, state: base.State) -> jax.Array:
-    return inner_read(*moved(params, state))
+    return inner_read(moved(params, state), state['inner'])
 
   def write(
       params: base.Params, state: base.State, rows: jax.Array, where: jax.Array
   ) -> tuple[base.Params, base.State]:
-    params, inner_state = inner_write(params, state['inner'], rows, where)
+    there = moved(params, state)
+    written, inner_state = inner_write(there, state['inner'], rows, where)
     state = {
         **state,
         'inner': inner_state,
         'unused': jnp.where(where, 0, state['unused']),
     }
-    if in_params:
-      state['offset'] = jnp.where(where[:, None], 0, state['offset'])
-    return params, state
+    if not in_params:
+      return written, state
+    new = jax.tree.map(jnp.not_equal, there, written)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    state['offset'] = jax.tree.map(jnp.where, new, zero, state['offset'])
+    return jax.tree.map(jnp.where, new, written, params), state
 
   def quantize(
       params: base.Params, state: base.State, call: common.Call
   ) -> tuple[base.Quantized, base.State]:
-    there, inner_state = moved(params, state)
+    there = moved(params, state)
     if not call.train:
-      quantized, _ = call.apply(inner, there, inner_state)
+      quantized, _ = call.apply(inner, there, state['inner'])
       return quantized, state
     assert call.key is not None
     inner_key, row_key = jax.random.split(call.key)
     quantized, inner_state = call._replace(key=inner_key).apply(
-        inner, there, inner_state
+        inner, there, state['inner']
     )
     # Where all is masked no code could be chosen, and there is no latent.
     codes = jnp.maximum(quantized.codes, 0)
@@ -109,18 +106,23 @@ def with_replacement(
     unused = jnp.where(used, 0, state['unused'] + jnp.any(used))
     dead = unused >= replace_after
     rows = jax.lax.stop_gradient(_sample_latents(row_key, call))
+    written, inner_state = inner_write(there, inner_state, rows, dead)
     state = {
+        **state,
         'inner': inner_state,
         'unused': jnp.where(dead, 0, unused),
         'replaced': state['replaced'] + dead,
-        **({'offset': state['offset']} if in_params else {}),
     }
     if in_params:
-      # The wrapped state belongs to the codebook with its offsets.
-      own = jax.lax.stop_gradient(inner_read(params, inner_state))
-      state['offset'] = jnp.where(dead[:, None], rows - own, state['offset'])
-    else:
-      _, state['inner'] = inner_write(params, inner_state, rows, dead)
+      state['offset'] = jax.tree.map(
+          lambda old, new, own, offset: jax.lax.stop_gradient(
+              jnp.where(old != new, new - own, offset)
+          ),
+          there,
+          written,
+          params,
+          state['offset'],
+      )
     return quantized, state
 
   def _sample_latents(key: chex.PRNGKey, call: common.Call) -> jax.Array:
@@ -153,7 +155,7 @@ def with_replacement(
       params: base.Params, state: base.State
   ) -> tuple[base.Params, base.State, base.Params]:
     finished, inner_state, fresh = inner.finish(params, state['inner'])
-    written, _ = moved(finished, {**state, 'inner': inner_state})
+    written = moved(finished, state)
     fresh = jax.tree.map(
         lambda fresh, old, new: fresh + count(state, old, new),
         fresh,
@@ -166,7 +168,7 @@ def with_replacement(
         'replaced': jnp.zeros_like(state['replaced']),
     }
     if in_params:
-      state['offset'] = jnp.zeros_like(state['offset'])
+      state['offset'] = jax.tree.map(jnp.zeros_like, params)
     return written, state, fresh
 
   def count(state: base.State, old: jax.Array, new: jax.Array) -> jax.Array:
@@ -180,12 +182,12 @@ def with_replacement(
   def embed(
       params: base.Params, state: base.State, codes: jax.Array
   ) -> jax.Array:
-    return inner.embed(*moved(params, state), codes)
+    return inner.embed(moved(params, state), state['inner'], codes)
 
   def logits(
       params: base.Params, state: base.State, h: jax.Array
   ) -> jax.Array:
-    return inner.logits(*moved(params, state), h)
+    return inner.logits(moved(params, state), state['inner'], h)
 
   return inner._replace(
       init=init,
