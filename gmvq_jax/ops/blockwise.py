@@ -22,7 +22,10 @@ from gmvq_jax.ops import counter_rng
 from gmvq_jax.ops import numerics
 
 # The least logit, and that of padding of the last tile.
-_NEVER = -1e20
+NEVER = -1e20
+
+_product = numerics.product
+_sum = numerics.row_sums
 
 # The arguments of `assign` after its `tiling`.
 _Inputs = tuple[
@@ -334,10 +337,10 @@ def _over_codes(
 
   def scores(part: _Part) -> _Pair:
     # No -inf, whose share would be 0 times infinity.
-    logits = jnp.maximum(_product(queries, part.of(keys).T), _NEVER)
+    logits = jnp.maximum(_product(queries, part.of(keys).T), NEVER)
     if len(keys) > tiling.num_codes:
       codes = part.start + jnp.arange(part.size)
-      logits = jnp.where(codes < tiling.num_codes, logits, _NEVER)
+      logits = jnp.where(codes < tiling.num_codes, logits, NEVER)
     if not tiling.noisy:
       return logits, logits
     assert seeds is not None
@@ -361,14 +364,3 @@ def _over_codes(
     return numerics.loop(len(keys) // tiling.codes, body, state)
 
   return fold
-
-
-def _sum(x: jax.Array) -> jax.Array:
-  """Returns the sum of each row."""
-  # XLA fuses what is summed into its reduction on a CPU, and computes it there
-  # ten times slower than on the way to a matrix product.
-  return _product(x, jnp.ones(x.shape[1], x.dtype))
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.matmul(a, b, precision=numerics.PRECISION)

@@ -150,8 +150,8 @@ def sample_latents(
     mask: `[...]`, positions that count in `q_c`; all by default.
     axis_name: a mapped axis (of `pmap` or `shard_map`), of which positions are
       a part.
-    method: `plain` holds arrays of `[N, C]`, `tiled` does not, `auto` chooses;
-      see `soft_assignment.plan`. Values and gradients are the same.
+    method: `plain`, `kept`, `tiled` or `auto`, which differ in the memory they
+      take; see `soft_assignment.plan`. Values and gradients are the same.
 
   Returns:
     The sampled `Latents`.
@@ -159,9 +159,11 @@ def sample_latents(
   z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
   key_code, key_noise = jax.random.split(key)
   num_rows, num_codes = z_hat[..., 0].size, len(codebook)
-  plan = soft_assignment.plan(method, num_rows, num_codes, axis_name)
+  plan = soft_assignment.plan(
+      method, num_rows, num_codes, axis_name, keep=True
+  )
   log_probs = None
-  if plan.rows is None:
+  if plan.plain:
     # q(c|x), a code from it, and the mixture weighted by its one-hot.
     log_probs = log_posterior(z_hat, weights, codebook)
     c_q, codes = gumbel_softmax(
@@ -178,7 +180,7 @@ def sample_latents(
         jnp.exp(log_probs), axis_name=axis_name, mask=mask
     )
   else:
-    mean, codes, codewords, entropy, q_c = _assign_in_tiles(
+    mean, codes, codewords, entropy, q_c = _assign(
         z_hat,
         weights,
         codebook,
@@ -243,7 +245,7 @@ def most_probable_latents(
   num_rows, num_codes = z_hat[..., 0].size, len(codebook)
   plan = soft_assignment.plan(method, num_rows, num_codes, axis_name)
   log_probs = None
-  if plan.rows is None:
+  if plan.plain:
     log_probs = log_posterior(z_hat, weights, codebook)
     _, codes = numerics.argmax(log_probs)
     codewords = codebook[codes]
@@ -252,7 +254,7 @@ def most_probable_latents(
         jnp.exp(log_probs), axis_name=axis_name, mask=mask
     )
   else:
-    _, codes, codewords, entropy, q_c = _assign_in_tiles(
+    _, codes, codewords, entropy, q_c = _assign(
         z_hat,
         weights,
         codebook,
@@ -289,7 +291,7 @@ def aggregated_posterior(
   return numerics.masked_mean(probs, mask, axis_name=axis_name)
 
 
-def _assign_in_tiles(
+def _assign(
     z_hat: jax.Array,
     weights: jax.Array,
     codebook: jax.Array,
@@ -303,8 +305,8 @@ def _assign_in_tiles(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
   """Returns means, codes, codewords, entropies and q(c).
 
-  It holds no array of `[N, C]`. All gradients of the codebook are added up
-  within the tiles, so that devices send one sum of them.
+  In tiles it holds no array of `[N, C]`, and all gradients of the codebook are
+  added up within them, so that devices send one sum.
   """
   centre = centre_of(codebook)
 
@@ -343,5 +345,6 @@ def _assign_in_tiles(
       keys=key,
       axis_name=axis_name,
       method=method,
+      keep=key is not None,
   )
   return mean, codes, codewords, entropy, q_c

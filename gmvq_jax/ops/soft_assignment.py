@@ -19,12 +19,15 @@ from gmvq_jax.ops import blockwise
 from gmvq_jax.ops import categorical
 from gmvq_jax.ops import chunked_map
 from gmvq_jax.ops import counter_rng
+from gmvq_jax.ops import kept_assignment
 from gmvq_jax.ops import numerics
 
-METHODS = ('auto', 'plain', 'tiled')
+METHODS = ('auto', 'plain', 'kept', 'tiled')
 
-# From so many logits on, tiles are used.
+# From so many logits on, probabilities are kept or computed in tiles; up to so
+# many they are kept.
 _LARGE = 2**20
+_KEPT = 2**25
 # Logits in a tile, for the caches of a CPU and to fill an accelerator; where
 # that would leave too few rows, and where it would be too many codes.
 _TILE = {'cpu': 2**17}
@@ -41,11 +44,18 @@ class Plan(NamedTuple):
     rows: at a time. None: all of them, in arrays of `[N, C]`.
     codes: at a time.
     shards: parts of the rows that are tiled apart.
+    kept: whether the backward pass reads `[N, C]` that the forward pass keeps.
   """
 
   rows: int | None
   codes: int
   shards: int
+  kept: bool = False
+
+  @property
+  def plain(self) -> bool:
+    """Whether derivatives are left to JAX."""
+    return self.rows is None and not self.kept
 
 
 class Assignment(NamedTuple):
@@ -74,13 +84,15 @@ def plan(
     axis_name: str | None = None,
     *,
     whole: bool = False,
+    keep: bool = False,
 ) -> Plan:
   """Returns how to assign rows to codes.
 
   Args:
-    method: `plain` holds arrays of `[N, C]`, `tiled` never does, `auto` is
-      `tiled` for large ones. They are the same function of their arguments, but
-      only `plain` has forward-mode derivatives.
+    method: `plain` holds arrays of `[N, C]`, `kept` two of them until the
+      backward pass, `tiled` none. `auto` is `plain` for small ones, `kept` up
+      to 2^25 logits on one device, else `tiled`. They are the same function of
+      their arguments, but only `plain` has forward-mode derivatives.
     num_rows: N.
     num_codes: C.
     axis_name: a mapped axis (of `pmap` or `shard_map`), of which the rows are a
@@ -88,12 +100,17 @@ def plan(
       number can be. On fewer they are tiled as many at a time, and on a number
       that does not divide that of all they are gathered.
     whole: whether a tile must hold all codes.
+    keep: whether `auto` may be `kept`: where there is a gradient.
   """
-  if method == 'auto':
-    method = 'tiled' if num_rows * num_codes >= _LARGE else 'plain'
-  if method == 'plain' or not num_rows:
-    return Plan(None, num_codes, 1)
   shards = 1 if axis_name is not None else jax.device_count()
+  if method == 'auto':
+    size = num_rows * num_codes
+    method = 'plain' if size < _LARGE else 'tiled'
+    if keep and shards == 1 and _LARGE <= size <= _KEPT:
+      method = 'kept'
+  if method in ('plain', 'kept') or not num_rows:
+    kept = method == 'kept' and num_rows > 0 and not whole
+    return Plan(None, num_codes, 1, kept)
   if num_rows % shards:
     shards = 1
   tile = _TILE.get(jax.default_backend(), _ACCELERATOR_TILE)
@@ -119,6 +136,7 @@ def map_positions(
     keys: Any = None,
     axis_name: str | None = None,
     method: str = 'auto',
+    keep: bool = False,
 ) -> tuple[jax.Array, Any]:
   """Computes a function of positions, in tiles where there are many.
 
@@ -133,12 +151,13 @@ def map_positions(
     keys: a pytree of random keys. `seeds` is like it, `[n, 2]`.
     axis_name: see `plan`.
     method: see `plan`.
+    keep: see `plan`.
 
   Returns:
     `q_c [C]`, eq 12, and the results, `[..., *rest]`.
   """
   num_rows = mask.size
-  this_plan = plan(method, num_rows, num_codes, axis_name)
+  this_plan = plan(method, num_rows, num_codes, axis_name, keep=keep)
   weights = mask.reshape(-1).astype(jnp.result_type(jnp.float32, h))
   rows = (h.reshape(num_rows, h.shape[-1]), weights)
   seeds = jax.tree.map(
@@ -196,9 +215,9 @@ def assign(
   queries, keys, values = numerics.promote(queries, keys, values)
   weights = weights.astype(queries.dtype)
   arguments = (queries, keys, values, weights, seeds, temperature, hard)
-  if plan.rows is None:
+  if plan.plain:
     return _plain(*arguments)
-  return _tiled(plan, *arguments)
+  return _by_kernel(plan, *arguments)
 
 
 def _plain(
@@ -233,7 +252,7 @@ def _plain(
   )
 
 
-def _tiled(
+def _by_kernel(
     plan: Plan,
     queries: jax.Array,
     keys: jax.Array,
@@ -244,20 +263,25 @@ def _tiled(
     hard: bool,
 ) -> Assignment:
   num_codes, noisy = len(keys), seeds is not None
-  tiling = blockwise.Tiling(noisy, noisy and not hard, num_codes, plan.codes)
-  padding = ((0, -num_codes % plan.codes), (0, 0))
-  outputs = blockwise.assign(
-      tiling,
+  soft = noisy and not hard
+  inputs = (
       queries,
-      jnp.pad(keys, padding),
-      jnp.pad(values, padding),
+      keys,
+      values,
       jnp.asarray(temperature if noisy else 1, queries.dtype),
       weights,
       seeds if noisy else jnp.zeros((len(queries), 2), jnp.uint32),
   )
+  if plan.kept:
+    outputs = kept_assignment.assign(noisy, soft, *numerics.vary(inputs))
+  else:
+    tiling = blockwise.Tiling(noisy, soft, num_codes, plan.codes)
+    padding = ((0, -num_codes % plan.codes), (0, 0))
+    padded = (queries, jnp.pad(keys, padding), jnp.pad(values, padding))
+    outputs = blockwise.assign(tiling, *padded, *inputs[3:])
   codewords = values[outputs.codes]
   return Assignment(
-      z=outputs.relaxed if tiling.soft else codewords + outputs.relaxed,
+      z=outputs.relaxed if soft else codewords + outputs.relaxed,
       codes=outputs.codes,
       codewords=codewords,
       posterior=outputs.posterior[:num_codes],

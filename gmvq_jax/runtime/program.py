@@ -12,6 +12,7 @@ from absl import logging as absl_logging
 import jax
 
 from gmvq_jax.runtime import errors
+from gmvq_jax.runtime import memory
 
 _MEMORY = (
     'there is not enough memory; smaller batches, networks or codebooks take'
@@ -38,6 +39,7 @@ def run(
     parse: parses the flags; see `absl.app.run`.
   """
   _quiet()
+  memory.keep_freed()
   try:
     app.run(main, flags_parser=parse)
   except (Exception, KeyboardInterrupt) as error:

@@ -19,7 +19,7 @@ from gmvq_jax.ops import counter_rng
 from gmvq_jax.ops import soft_assignment
 
 SEED = 7
-METHODS = ('plain', 'tiled')
+METHODS = ('plain', 'kept', 'tiled')
 # One code, the relaxed mixture, or the most probable code without noise.
 KINDS = ('hard', 'soft', 'still')
 SHAPES = ((1,), (7,), (16, 3), (2, 8, 5))
@@ -152,14 +152,15 @@ def gumbel():
 
 
 @pytest.mark.parametrize('kind, shape, num_codes', CASES)
-def test_plain_is_the_formula_and_tiles_change_nothing(
+def test_plain_is_the_formula_and_the_others_change_nothing(
     x64, run, kind, shape, num_codes
 ):
   arrays = operands(shape, num_codes)
   plain = run('plain', kind, arrays, 0.6)
   check_against_numpy(plain.result, *arrays, 0.6, kind)
-  tiled = run('tiled', kind, arrays, 0.6)
-  chex.assert_trees_all_close(plain, tiled, rtol=1e-8, atol=1e-10)
+  for method in ('kept', 'tiled'):
+    other = run(method, kind, arrays, 0.6)
+    chex.assert_trees_all_close(plain, other, rtol=1e-8, atol=1e-10)
 
 
 def check_against_numpy(actual, q, k, v, w, temperature, kind):
@@ -191,23 +192,25 @@ def check_against_numpy(actual, q, k, v, w, temperature, kind):
         pytest.param('soft', (500,), 64, marks=pytest.mark.slow),
     ],
 )
-def test_tiles_change_nothing_in_float32(run, kind, shape, num_codes):
+def test_methods_agree_in_float32(run, kind, shape, num_codes):
   arrays = operands32(shape, num_codes)
-  plain, tiled = (run(method, kind, arrays, 0.5) for method in METHODS)
-  np.testing.assert_array_equal(plain.result.codes, tiled.result.codes)
-  difference = jax.tree.map(
-      lambda a, b: np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-30),
-      plain,
-      tiled,
-  )
-  assert np.max(jax.tree.leaves(difference)) < 1e-5, difference
+  plain, *others = (run(method, kind, arrays, 0.5) for method in METHODS)
+  for other in others:
+    np.testing.assert_array_equal(plain.result.codes, other.result.codes)
+    difference = jax.tree.map(
+        lambda a, b: np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-30),
+        plain,
+        other,
+    )
+    assert np.max(jax.tree.leaves(difference)) < 1e-5, difference
 
 
 def test_extreme_logits_stay_finite(run):
   q, *others = operands32()
   for scale in (0.0, 1e4, 1e8):
-    everything = run('tiled', 'hard', [np.float32(scale) * q, *others], 1e-2)
-    chex.assert_tree_all_finite(everything)
+    for method in ('kept', 'tiled'):
+      everything = run(method, 'hard', [np.float32(scale) * q, *others], 1e-2)
+      chex.assert_tree_all_finite(everything)
 
 
 def test_a_nan_in_a_row_is_seen_in_its_result_alone(run):
@@ -225,11 +228,12 @@ def test_a_nan_in_a_row_is_seen_in_its_result_alone(run):
 def test_a_code_may_have_a_logit_of_minus_infinity(run, kind):
   q, k, v, w = operands32()
   q[..., 0], k[7, 0] = 1, -np.inf
-  plain, tiled = (
+  plain, *others = (
       run(method, kind, [q, k, v, w], 1.0).result for method in METHODS
   )
-  chex.assert_trees_all_close(plain, tiled, rtol=1e-5, atol=1e-6)
-  assert tiled.q_c[7] == 0
+  for other in others:
+    chex.assert_trees_all_close(plain, other, rtol=1e-5, atol=1e-6)
+    assert other.q_c[7] == 0
 
 
 def test_of_equal_codes_the_first_wins(run):
@@ -344,7 +348,7 @@ def test_memory_is_a_tenth_of_the_plain_version():
       compiled_gradient('gmvq', method, 1000)
       .memory_analysis()
       .temp_size_in_bytes
-      for method in METHODS
+      for method in ('plain', 'tiled')
   )
   assert tiled < plain / 10
 
@@ -362,10 +366,16 @@ def collectives(text):
   return sorted(sizes)
 
 
-def test_auto_is_tiled_for_large_ones(monkeypatch):
+def test_auto_chooses_by_size_and_devices(monkeypatch):
   monkeypatch.setattr(soft_assignment, '_LARGE', 1000)
-  assert soft_assignment.plan('auto', 9, 111).rows is None
+  monkeypatch.setattr(soft_assignment, '_KEPT', 2000)
+  assert soft_assignment.plan('auto', 9, 111, keep=True).plain
+  assert soft_assignment.plan('auto', 10, 111, keep=True).rows is not None
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  assert soft_assignment.plan('auto', 9, 111, keep=True).plain
+  assert soft_assignment.plan('auto', 10, 111, keep=True).kept
   assert soft_assignment.plan('auto', 10, 111).rows is not None
+  assert soft_assignment.plan('auto', 20, 111, keep=True).rows is not None
 
 
 def test_a_tile_holds_few_rows_and_few_codes():

@@ -825,18 +825,18 @@ def tiled_by_default(name, fields, num_codes, training):
     for training in (True, False)
     for case in [(*method, num_codes, training)]
 ])  # fmt: skip
-def test_tiles_change_nothing(monkeypatch, name, fields, num_codes, training):
+def test_all_assign_alike(monkeypatch, name, fields, num_codes, training):
   # Tiles of a few rows, the last one padded; of 100 codes a few at a time.
   monkeypatch.setattr(soft_assignment, '_TILE', {'cpu': 7 * C})
   monkeypatch.setattr(soft_assignment, '_MIN_ROWS', 7)
   monkeypatch.setattr(soft_assignment, '_MAX_TILE', 16 * 7 * 8)
   monkeypatch.setattr(soft_assignment, '_MAX_CODES', 16)
   arguments = FIELDS | {'two_sigma2': 1.0} | fields | {'num_codes': num_codes}
-  both = [
+  ways = [
       compositions.make(name, **arguments, assignment=method)
-      for method in ('plain', 'tiled')
+      for method in ('plain', 'kept', 'tiled')
   ]
-  h = np.random.default_rng(1).normal(size=(2, 11, sum(both[0].heads)))
+  h = np.random.default_rng(1).normal(size=(2, 11, sum(ways[0].heads)))
 
   def gradients(quantizer, params, state, h):
     def loss(params, h, temperature):
@@ -853,20 +853,21 @@ def test_tiles_change_nothing(monkeypatch, name, fields, num_codes, training):
     )
 
   def run(h):
-    initial = both[0].init(jax.random.key(0))
-    return [gradients(x, *initial, h) for x in both]
+    initial = ways[0].init(jax.random.key(0))
+    return [gradients(x, *initial, h) for x in ways]
 
-  plain, tiled = call(run, h.astype(np.float32))
-  assert_finite(tiled)
-  np.testing.assert_array_equal(plain[0][1].codes, tiled[0][1].codes)
-  difference = jax.tree.map(
-      lambda a, b: np.max(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-6),
-      plain,
-      tiled,
-  )
-  # That of the temperature is a small sum of large numbers.
-  assert difference[1][2] < 1e-4
-  assert max(jax.tree.leaves((difference[0], difference[1][:2]))) < 1e-5
+  plain, *others = call(run, h.astype(np.float32))
+  for other in others:
+    assert_finite(other)
+    np.testing.assert_array_equal(plain[0][1].codes, other[0][1].codes)
+    difference = jax.tree.map(
+        lambda a, b: np.max(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-6),
+        plain,
+        other,
+    )
+    # That of the temperature is a small sum of large numbers.
+    assert difference[1][2] < 1e-4
+    assert max(jax.tree.leaves((difference[0], difference[1][:2]))) < 1e-5
 
 
 @those(lambda name: 'tiled' in name or name == 'gmvq')

@@ -32,6 +32,7 @@ def gmvq(
     gaussian_noise: bool = True,
     stop_variance_gradient: bool = False,
     weight_scale: float = 1.0,
+    sharpening: float = 0.0,
     assignment: str = 'auto',
 ) -> base.Quantizer:
   """Gaussian mixture vector quantization (https://arxiv.org/abs/2410.10180).
@@ -67,9 +68,12 @@ def gmvq(
     stop_variance_gradient: whether eq 18 is a constant to the gradient.
     weight_scale: factor on the precisions of eq 15. Not in the paper: it sets
       how sharp posteriors are at initialisation.
-    assignment: `plain`, `tiled`, whose memory does not grow with N x C, or
-      `auto`; see `soft_assignment.plan`. The aggregate `batch` holds arrays of
-      [N, C] in any case.
+    sharpening: exponent a of a factor `temperature**-a` on the precisions, in
+      training: as the temperature falls the posterior sharpens. Not in the
+      paper, where it is 0.
+    assignment: `plain`, `kept`, `tiled`, whose memory does not grow with N x C,
+      or `auto`; see `soft_assignment.plan`. The aggregate `batch` holds arrays
+      of [N, C] in any case.
 
   Raises:
     ValueError: for an argument out of range.
@@ -80,7 +84,9 @@ def gmvq(
   common.check_choice(
       'gmvq', 'assignment', assignment, soft_assignment.METHODS
   )
-  common.check_range('gmvq', 'at least 0', gamma=gamma, beta=beta)
+  common.check_range(
+      'gmvq', 'at least 0', gamma=gamma, beta=beta, sharpening=sharpening
+  )
   common.check_range(
       'gmvq', 'greater than 0', two_sigma2=two_sigma2, weight_scale=weight_scale
   )
@@ -104,6 +110,7 @@ def gmvq(
     # noise at evaluation.
     if call.train:
       assert call.key is not None and call.temperature is not None
+      weights *= jnp.power(call.temperature, -sharpening)
       latents = posterior.sample_latents(
           call.key,
           z_hat,

@@ -105,6 +105,7 @@ def gumbel(
         keys=call.key,
         axis_name=call.axis_name,
         method=assignment,
+        keep=call.train,
     )
     kl = call.mean(jnp.log(num_codes) - of_position['entropy'])
     quantized = call.quantized(

@@ -121,6 +121,7 @@ def sqvae(
         keys=call.key,
         axis_name=call.axis_name,
         method=assignment,
+        keep=call.train,
     )
     entropy = call.mean(of_position['entropy'])
     latent = call.mean(of_position['latent'])
