@@ -236,6 +236,21 @@ def test_l2_searches_by_cosine(rng):
   np.testing.assert_allclose(quantized.loss, 5 * error, rtol=1e-4)
 
 
+def test_l2_keeps_the_norms_that_are_written():
+  """A longer codeword turns less at each step of the optimiser."""
+  quantizer = quantizers.make('vqvae+l2', num_codes=C, dim=L)
+  params, state = init(quantizer)
+  rows = 5 * np.random.default_rng(0).normal(size=(C, L)).astype(np.float32)
+  where = np.arange(C) < 2
+  written, _ = call(quantizer.write, params, state, rows, where)
+  expected = np.where(where[:, None], rows, params['codebook'])
+  np.testing.assert_array_equal(written['codebook'], expected)
+  everywhere = np.ones(C, bool)
+  read = call(quantizer.read, written, state)
+  again, _ = call(quantizer.write, written, state, read, everywhere)
+  chex.assert_trees_all_equal(again, written)
+
+
 def test_l2_survives_a_latent_without_a_direction():
   quantizer = quantizers.make('vqvae+l2', num_codes=C, dim=L)
   params, state = init(quantizer)
