@@ -212,4 +212,9 @@ def _anchor_rows(anchors):
   rows = [row('Gaussian rate-distortion', anchors['gaussian'])]
   if anchors['kmeans']:
     rows.append(row('k-means on patches', anchors['kmeans']))
+  for codec in anchors.get('codecs', ()):
+    metrics = {'mse': codec['mse'], 'bits_per_image': codec['bits']}
+    rows.append(
+        row(codec['name'], metrics)._replace(notes=[codec['note']])
+    )
   return rows

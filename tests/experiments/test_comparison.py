@@ -10,6 +10,7 @@ import tiny
 from gmvq_jax.experiments import comparison
 from gmvq_jax.experiments import comparison_table
 from gmvq_jax.reporting import charts
+from gmvq_jax.reporting import codecs
 from gmvq_jax.reporting import pages
 from gmvq_jax.runtime import errors
 from gmvq_jax.training import build
@@ -137,11 +138,14 @@ def test_rows_are_ranked_by_mse_and_say_what_they_lose_to():
       'config': {'data': {'name': 'cifar10'}},
       'anchors': {
           'gaussian': {'mse': 0.002}, 'kmeans': {'mse': 0.007}, 'bits': 640,
+          'codecs': [
+              codec._asdict() for codec in codecs.at_most('cifar10', 640)[:1]
+          ],
       },
   }  # fmt: skip
   rows = comparison_table.rows_of(results)
   assert [row.name for row in rows] == [
-      'Gaussian rate-distortion', 'gmvq', 'k-means on patches',
+      'Gaussian rate-distortion', 'BPG', 'gmvq', 'k-means on patches',
       'frozen', 'vqvae',
   ]  # fmt: skip
   by_name = {row.name: row for row in rows}
@@ -155,8 +159,8 @@ def test_rows_are_ranked_by_mse_and_say_what_they_lose_to():
   assert by_name['frozen'].notes == ['loses to k-means on patches']
   assert by_name['gmvq'].paper.mse == 3.13
   lines = comparison_table.markdown(results).splitlines()
-  assert '5.00 ± 1.4' in lines[3]
-  assert '3.13, 731.9' in lines[3]
+  assert '5.00 ± 1.4' in lines[4]
+  assert '3.13, 731.9' in lines[4]
   assert lines[-1] == (
       'gmvq over vqvae: MSE 5.00 against 9.00 × 10⁻³; the margin holds for'
       ' every seed.'

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from gmvq_jax.reporting import charts
+from gmvq_jax.reporting import codecs
 from gmvq_jax.reporting import pages
 from gmvq_jax.training import config as config_lib
 
@@ -45,6 +46,7 @@ def make_contents():
           'kmeans': kmeans,
           'gaussian': {'mse': 2e-3, 'psnr': 27.0, 'block': 16, 'whole': True},
           'bits': 64.0,
+          'codecs': [c._asdict() for c in codecs.at_most('cifar10', 640)],
       },
       records=records,
       images=rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8),
@@ -162,9 +164,10 @@ def test_a_run_without_records_and_codes_of_one_dimension(brief):
 def test_what_is_unknown_is_left_out(brief, rendered):
   """No k-means for so many codes, no rate, nothing validated yet."""
   brief.anchors['kmeans'] = None
+  del brief.anchors['codecs']  # As reports before them.
   bare = brief._replace(images_per_second=None)
   text, known = Page(pages.render(bare)).text, Page(rendered).text
-  for words in ('k-means', 'images a second', 'best on validation'):
+  for words in ('k-means', 'images a second', 'best on validation', 'BPG'):
     assert words in known, words
     assert words not in text, words
 

@@ -160,6 +160,16 @@ def test_too_many_centroids_are_left_out(photographs):
   assert result['gaussian']['mse'] > 0
 
 
+def test_codecs_are_those_of_the_data_set_and_of_no_more_bits(photographs):
+  few = photographs[:8]
+  for name, bits, expected in (
+      ('cifar10', 640, 5), ('cifar10', 400, 1), ('some', 640, 0)
+  ):
+    result = baselines.compute(data.Splits(few, few, few), name, bits, None)
+    assert len(result['codecs']) == expected
+    assert all(codec['bits'] <= bits for codec in result['codecs'])
+
+
 def call(*flags):
   return commands.run_here(*flags, module='gmvq_jax.anchors')
 
