@@ -107,6 +107,8 @@ METHODS = (
     'vqvae+ema+replace',
     'fsq',
     'frozen',
+    # Ours.
+    'gmvq+annealed',
     # Later ones.
     'vqvae+rotation',
     'simvq',
@@ -117,6 +119,21 @@ METHODS = (
 
 # What has no default of its own: the codebook's size, and GM-VQ's weights.
 _GIVEN = {'num_codes': 1024, 'dim': 64, 'gamma': 0.01, 'beta': 10.0}
+# Methods that are a quantizer with values of their own.
+_NAMED: dict[str, tuple[str, dict[str, Any]]] = {
+    'gmvq': ('gmvq', {'beta': 1.0}),
+    'gmvq+entropy': ('gmvq', {}),
+    'gmvq+annealed': (
+        'gmvq+replace',
+        {
+            'hard': False,
+            'gaussian_noise': False,
+            'weight_scale': 2.0,
+            'sharpening': 1.0,
+            'identity': 1.0,
+        },
+    ),
+}
 
 
 def quantizer_config(name: str) -> ConfigDict:
@@ -144,15 +161,17 @@ def method_config(method: str) -> ConfigDict:
   """Returns the `quantizer` fields of a method, as `quantizer_config`.
 
   Args:
-    method: such a name too, but `gmvq` is the paper's GM-VQ, with beta = 1, and
-      `gmvq+entropy` has a larger beta.
+    method: such a name too, or one of three with values of their own. `gmvq` is
+      the paper's GM-VQ, with beta = 1, and `gmvq+entropy` has a larger beta.
+      `gmvq+annealed` is ours: its decoder is trained on the relaxed mixture,
+      which hardens as the temperature falls; see docs/annealed.md.
 
   Raises:
     errors.UserError: for an unknown name.
   """
-  fields = quantizer_config('gmvq' if method == 'gmvq+entropy' else method)
-  if method == 'gmvq':
-    fields.beta = 1.0
+  name, values = _NAMED.get(method, (method, {}))
+  fields = quantizer_config(name)
+  fields.update(values)
   return fields
 
 

@@ -886,6 +886,33 @@ def test_gmvq_batch_alone_gives_each_position_its_q_c():
   np.testing.assert_allclose(quantized.metrics['kl'], np.mean(kls), rtol=1e-5)
 
 
+@pytest.mark.parametrize('hard', [True, False])
+def test_gmvq_sharpens_its_posterior_and_passes_gradients_by(hard):
+  """As other precisions, and the gradient to z on top."""
+  h = latents('gmvq')
+  toward = np.cos(np.arange(h[..., :L].size)).reshape(*h.shape[:-1], L)
+  ways = [
+      gmvq(hard=hard, weight_scale=3.0, sharpening=2.0, identity=0.25),
+      gmvq(hard=hard, weight_scale=3.0 * 0.5**-2.0),
+  ]
+
+  def loss(h, quantizer):
+    quantized, _ = quantizer.apply(
+        *quantizer.init(jax.random.key(0)), h, key=jax.random.key(1),
+        temperature=0.5, train=True,
+    )  # fmt: skip
+    value = jnp.sum(quantized.z * toward) + quantized.loss
+    return value, (quantized.z, quantized.q_c, quantized.codes)
+
+  def run(h):
+    return [jax.grad(loss, has_aux=True)(h, quantizer) for quantizer in ways]
+
+  (sharpened, outputs), (scaled, expected) = call(run, h)
+  chex.assert_trees_all_close(outputs, expected, rtol=1e-5, atol=1e-6)
+  added = np.concatenate([0.25 * toward, np.zeros_like(toward)], axis=-1)
+  np.testing.assert_allclose(sharpened, scaled + added, rtol=1e-4, atol=1e-5)
+
+
 def test_gmvq_without_gaussian_noise_trains_on_codewords():
   quantized = trained('gmvq, codewords', 'all').quantized
   codewords = initial('gmvq, codewords')[0]['codebook'][quantized.codes]

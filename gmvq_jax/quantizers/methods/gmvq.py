@@ -33,6 +33,7 @@ def gmvq(
     stop_variance_gradient: bool = False,
     weight_scale: float = 1.0,
     sharpening: float = 0.0,
+    identity: float = 0.0,
     assignment: str = 'auto',
 ) -> base.Quantizer:
   """Gaussian mixture vector quantization (https://arxiv.org/abs/2410.10180).
@@ -71,6 +72,8 @@ def gmvq(
     sharpening: exponent a of a factor `temperature**-a` on the precisions, in
       training: as the temperature falls the posterior sharpens. Not in the
       paper, where it is 0.
+    identity: factor on a straight-through path from z to z_hat, beside that
+      through the posterior, in training. Not in the paper, where it is 0.
     assignment: `plain`, `kept`, `tiled`, whose memory does not grow with N x C,
       or `auto`; see `soft_assignment.plan`. The aggregate `batch` holds arrays
       of [N, C] in any case.
@@ -85,7 +88,12 @@ def gmvq(
       'gmvq', 'assignment', assignment, soft_assignment.METHODS
   )
   common.check_range(
-      'gmvq', 'at least 0', gamma=gamma, beta=beta, sharpening=sharpening
+      'gmvq',
+      'at least 0',
+      gamma=gamma,
+      beta=beta,
+      sharpening=sharpening,
+      identity=identity,
   )
   common.check_range(
       'gmvq', 'greater than 0', two_sigma2=two_sigma2, weight_scale=weight_scale
@@ -125,6 +133,8 @@ def gmvq(
           axis_name=call.axis_name,
           method=assignment,
       )
+      straight = identity * (z_hat - jax.lax.stop_gradient(z_hat))
+      latents = latents._replace(z=latents.z + straight)
     else:
       latents = posterior.most_probable_latents(
           z_hat,
