@@ -38,7 +38,7 @@ case "${1-}" in
       echo "$name failed: see $out/$name.log" >&2
       code=1
     }
-    cifar10=(--config=configs/cifar10.py)
+    cifar10=(--config=configs/cifar10.py:gmvq+entropy)
     part train_step python benchmarks/train_step.py "${cifar10[@]}" \
       --steps=20 --peak="${PEAK:-0}" --output="$out/train_step.json"
     part quantizer python benchmarks/quantizer.py \

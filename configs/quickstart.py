@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   config = config_lib.default_config()
   config.data.name = 'photographs'
   config.data.size = 32
-  config.quantizer = config_lib.quantizer_config('gmvq')
+  config.quantizer = config_lib.method_config('gmvq+annealed')
   config.quantizer.num_codes = 512
   config.quantizer.dim = 32
   config.network.width = 32

@@ -26,7 +26,7 @@ from gmvq_jax.training import experiment
 from gmvq_jax.training import metric_writer
 from gmvq_jax.training import trainer
 
-CIFAR10 = '--config=configs/cifar10.py'
+CIFAR10 = '--config=configs/cifar10.py:gmvq+entropy'
 
 
 @pytest.fixture(scope='module')
@@ -198,7 +198,7 @@ MISTAKES = {
     'no such file': (['--config=configs/no.py'], 'no.py: there is no such'),
     'file of no config': (['--config=setup.cfg'], 'cannot be called'),
     'no such file, apart': (['--config', 'no.py'], 'no.py: there is no such'),
-    'no such method': ([f'{CIFAR10}:typo'], "name='typo' is unknown"),
+    'no such method': (['--config=cifar10:typo'], "name='typo' is unknown"),
     'no such field': ([CIFAR10, '--config.typo=1'], 'typo'),
     'no such nested field': (
         [CIFAR10, '--config.data.nmae=x'],

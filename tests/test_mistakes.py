@@ -16,13 +16,13 @@ from gmvq_jax.runtime import files
 from gmvq_jax.runtime import program
 from gmvq_jax.training import command_line
 
-CIFAR10 = '--config=configs/cifar10.py'
+CIFAR10 = '--config=configs/cifar10.py:gmvq+entropy'
 # The arguments, and what is said. What begins with no dash is a field of a run
 # that would be right without; DIR is `folder`.
 MISTAKES = {
     # The configuration.
     'field of another method': (
-        [f'{CIFAR10}:vqvae', '--config.quantizer.gamma=0.1'],
+        ['--config=cifar10:vqvae', '--config.quantizer.gamma=0.1'],
         '--config.quantizer.gamma: there is no such field; there is',
     ),
     'a comparison': (

@@ -36,7 +36,7 @@ def arguments(tmp_path, photographs):
 
   def make(workdir, **fields):
     return [
-        f'--config={TESTS.parent}/configs/cifar10.py',
+        f'--config={TESTS.parent}/configs/cifar10.py:gmvq+entropy',
         f'--workdir={tmp_path / workdir}',
         *tiny.flags(data, **fields),
     ]
