@@ -1,6 +1,6 @@
 r"""What the paper leaves open, one choice at a time.
 
-    python -m gmvq_jax.experiments.ablations --config=cifar10 \
+    python -m gmvq_jax.experiments.ablations --config=cifar10:gmvq+entropy \
         --workdir=runs/ablations [--only=soft,no_kmeans] [--seeds=0,1,2,3,4]
 
 trains by the configuration's schedule; `--config.num_steps=300

@@ -94,7 +94,7 @@ def sweep(
   if config.quantizer.name != 'gmvq':
     raise errors.UserError(
         f'config.quantizer.name={config.quantizer.name}: must be gmvq, whose'
-        ' variants these are'
+        ' variants these are, such as --config=cifar10:gmvq'
     )
   configs = {name: _vary(config, fields) for name, fields in variants.items()}
   for varied in configs.values():

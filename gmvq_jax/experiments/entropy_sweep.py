@@ -1,6 +1,6 @@
 r"""Figure 4 of the paper: GM-VQ by the weight of its entropy term.
 
-    python -m gmvq_jax.experiments.entropy_sweep --config=cifar10 \
+    python -m gmvq_jax.experiments.entropy_sweep --config=cifar10:gmvq+entropy \
         --workdir=runs/entropy_sweep [--betas=0,1,3,10,30] [--seeds=0,1,2,3,4]
 
 trains by the configuration's schedule; `--config.num_steps=300

@@ -126,9 +126,11 @@ def test_the_command_line(name, tmp_path):
 
   assert 'error: --config is missing' in call()
   assert 'error: --seeds=a: must be numbers' in call(
-      '--config=cifar10', '--seeds=a'
+      '--config=cifar10:gmvq+entropy', '--seeds=a'
   )
-  assert 'error: --workdir is missing' in call('--config=cifar10')
+  assert 'error: --workdir is missing' in call(
+      '--config=cifar10:gmvq+entropy'
+  )
 
 
 def test_all_choices_can_be_configured():

@@ -199,8 +199,15 @@ FAULTS = (
     _fault(
         'padding_codes_win',
         'the padding of the last tile is never chosen',
-        'logits = jnp.where(codes < tiling.num_codes, logits, _NEVER)',
+        'logits = jnp.where(codes < tiling.num_codes, logits, NEVER)',
         'logits = logits + 0 * codes',
+        'soft_assignment',
+    ),
+    _fault(
+        'kept_gradient_without_its_mean',
+        'the slope of the relaxed one-hot is taken about its mean',
+        'slope -= (row_sums(one_hot * slope) / norm)[:, None]',
+        'slope -= 0 * norm[:, None]',
         'soft_assignment',
     ),
     _fault(

@@ -57,7 +57,7 @@ def test_there_are_floats_to_trace():
   with_floats = {name for name in NAMES if floats_of(name)}
   assert {'gmvq', 'vqvae+ema', 'sqvae', 'lfq', 'vqvae+opt'} <= with_floats
   assert set(floats_of('gmvq')) == {
-      'gamma', 'beta', 'two_sigma2', 'weight_scale'
+      'gamma', 'beta', 'two_sigma2', 'weight_scale', 'sharpening', 'identity'
   }  # fmt: skip
 
 
