@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import types
 
 import sphinx.addnodes
 import sphinx.util.logging
@@ -65,7 +66,11 @@ def check_all_names(app, env):
   """Warns of public names that are on no page."""
   described = set(env.domains.python_domain.objects)
   for name in gmvq_jax.__all__:
-    if f'gmvq_jax.{name}' not in described:
+    # A module has the name of where it lies.
+    value = getattr(gmvq_jax, name)
+    is_module = isinstance(value, types.ModuleType)
+    full_name = value.__name__ if is_module else f'gmvq_jax.{name}'
+    if full_name not in described:
       sphinx.util.logging.getLogger(__name__).warning(
           'gmvq_jax.%s is in __all__ but on no page; see docs/api.md', name
       )
