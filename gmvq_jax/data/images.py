@@ -4,7 +4,6 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import concurrent.futures
 import functools
-import hashlib
 import logging
 import os
 import pathlib
@@ -14,6 +13,7 @@ import numpy as np
 
 from gmvq_jax.data import preprocess
 from gmvq_jax.runtime import cache
+from gmvq_jax.runtime import digests
 from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import progress
 
@@ -79,12 +79,12 @@ Images = np.ndarray | Lazy
 
 def fingerprint(*parts: Images) -> str:
   """Returns how many images there are, and a digest of some of each part."""
-  digest = hashlib.sha256()
-  for images in parts:
-    few = np.linspace(0, len(images) - 1, _IDENTIFYING).astype(int)
-    digest.update(np.ascontiguousarray(images[few]).data)
+  some = [
+      images[np.linspace(0, len(images) - 1, _IDENTIFYING).astype(int)]
+      for images in parts
+  ]
   counts = '+'.join(str(len(images)) for images in parts)
-  return f'{counts} images {digest.hexdigest()[:12]}'
+  return f'{counts} images {digests.sha256(*some)[:12]}'
 
 
 def read_all(images: Images, name: str) -> np.ndarray:
@@ -171,7 +171,7 @@ def _pool():
 def identity_of_files(paths: list[pathlib.Path]) -> str:
   """Returns what changes when a file is added, removed or written."""
   stats = [(str(path), *_size_and_time(path)) for path in paths]
-  return hashlib.sha256(repr(stats).encode()).hexdigest()
+  return digests.sha256(repr(stats))
 
 
 def _size_and_time(path):

@@ -1,6 +1,5 @@
 """Whole sets of images with a name for each, for what is done with all."""
 
-import hashlib
 import os
 import pathlib
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from gmvq_jax.data import loading
 from gmvq_jax.data import preprocess
 from gmvq_jax.data.sources import arrays
 from gmvq_jax.data.sources import folder
+from gmvq_jax.runtime import digests
 from gmvq_jax.runtime import errors
 
 FORMS = 'folder:PATH, array:PATH.npy, array:PATH.npz:ARRAY or DATASET:SPLIT'
@@ -37,11 +37,8 @@ class NamedImages(NamedTuple):
     By the files they are in, or for arrays in memory by some of them.
     """
     known = getattr(self.images, 'identity', '')
-    digest = hashlib.sha256(known.encode())
-    digest.update(images_lib.fingerprint(self.images).encode())
-    for file in self.files:
-      digest.update(os.fsencode(file) + bytes(1))
-    return digest.hexdigest()
+    files = [os.fsencode(file) + bytes(1) for file in self.files]
+    return digests.sha256(known, images_lib.fingerprint(self.images), *files)
 
   def name(self, index: int) -> str:
     """Returns the name of an image, which no other of the set has."""

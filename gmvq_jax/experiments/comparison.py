@@ -19,7 +19,6 @@ Results are a dict:
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import hashlib
 import itertools
 import pathlib
 import random
@@ -36,6 +35,7 @@ from gmvq_jax import data
 from gmvq_jax.experiments import comparison_table
 from gmvq_jax.experiments import records
 from gmvq_jax.reporting import pages
+from gmvq_jax.runtime import digests
 from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import files
 from gmvq_jax.training import baselines
@@ -278,8 +278,8 @@ def _search(config, method, plan, path, loaded):
           itertools.product(*space.values())]
   defaults = {field: known[field] for field in space}
   grid = [fields for fields in grid if fields != defaults]
-  digest = hashlib.sha256(method.encode()).digest()
-  random.Random(digest).shuffle(grid)
+  seed = bytes.fromhex(digests.sha256(method))
+  random.Random(seed).shuffle(grid)
   trials = []
   for index, fields in enumerate([defaults, *grid][: plan.trials]):
     print(f'[search] {method}, trial {index + 1}: {fields}', flush=True)

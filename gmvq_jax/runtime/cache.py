@@ -1,13 +1,14 @@
 """The cache of what is slow to compute or to read, in the user's home."""
 
 from collections.abc import Callable
-import hashlib
 import json
 import logging
 import os
 import pathlib
 import tempfile
 from typing import Any
+
+from gmvq_jax.runtime import digests
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ def directory() -> pathlib.Path:
 
 def path_of(name: str, identity: str, suffix: str) -> pathlib.Path:
   """Returns where what has this name and identity is cached."""
-  digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+  digest = digests.sha256(identity)[:16]
   plain = ''.join(c if c.isalnum() else '-' for c in name)[-40:]
   return directory() / f'{plain}-{digest}{suffix}'
 

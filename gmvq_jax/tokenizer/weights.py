@@ -9,7 +9,6 @@ The names are the paths in Flax's trees, parameters and batch statistics side by
 side. Nothing is executed by reading them.
 """
 
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmvq_jax.nn import autoencoder
+from gmvq_jax.runtime import digests
 from gmvq_jax.runtime import errors
 
 Tensors = dict[str, np.ndarray]
@@ -104,12 +104,11 @@ def digest(tensors: Tensors, structure: dict[str, Any]) -> str:
   Of the structure as JSON with sorted keys, and then, in the order of their
   names, of each array `NAME DTYPE SHAPE` and its bytes, little-endian.
   """
-  result = hashlib.sha256(json.dumps(structure, sort_keys=True).encode())
+  parts: list[str | np.ndarray] = [json.dumps(structure, sort_keys=True)]
   for name, array in sorted(tensors.items()):
-    result.update(f'{name} {array.dtype} {array.shape}'.encode())
-    little = array.astype(array.dtype.newbyteorder('<'), order='C')
-    result.update(little.tobytes())
-  return result.hexdigest()
+    parts.append(f'{name} {array.dtype} {array.shape}')
+    parts.append(array.astype(array.dtype.newbyteorder('<')))
+  return digests.sha256(*parts)
 
 
 def _names(variables):

@@ -9,7 +9,6 @@ hardest source of that covariance, so that a good codec of real images lies
 below it; and for CIFAR10 what was published of learned codecs.
 """
 
-import hashlib
 import json
 import math
 from typing import Any
@@ -28,6 +27,7 @@ from gmvq_jax.nn import losses
 from gmvq_jax.ops import clustering
 from gmvq_jax.reporting import codecs
 from gmvq_jax.runtime import cache
+from gmvq_jax.runtime import digests
 from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import progress
 from gmvq_jax.training import command_line
@@ -269,8 +269,7 @@ def _some(images):
 def _identity(images):
   if isinstance(images, data.Lazy) and images.identity:
     return images.identity
-  digest = hashlib.sha256(np.ascontiguousarray(_some(images)))
-  return f'{len(images)} {digest.hexdigest()}'
+  return f'{len(images)} {digests.sha256(_some(images))}'
 
 
 def _divisors(number):

@@ -8,7 +8,6 @@ another step for this one's.
 from collections.abc import Iterable
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import math
@@ -20,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from gmvq_jax.runtime import digests
 from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
 
@@ -270,18 +270,17 @@ class Checkpoints:
 
 def digest(tree: Any) -> str:
   """Returns the SHA-256 of the arrays of a pytree, and of their names."""
-  result = hashlib.sha256()
+  parts: list[str | np.ndarray] = []
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.asarray(leaf)
     name = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
-    result.update(name.encode())
-    result.update(array.tobytes())
-  return result.hexdigest()
+    parts += [name, array]
+  return digests.sha256(*parts)
 
 
 def _seal(record):
   """Returns the SHA-256 of a record."""
-  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+  return digests.sha256(json.dumps(record, sort_keys=True))
 
 
 def _metric(metrics):

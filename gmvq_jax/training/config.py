@@ -1,12 +1,12 @@
 """The configuration of a run: every field with its default."""
 
-import hashlib
 import json
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from gmvq_jax import quantizers
+from gmvq_jax.runtime import digests
 from gmvq_jax.runtime import errors
 
 # May differ between the start of a run and its continuation: they change what
@@ -196,7 +196,7 @@ def digest(config: ConfigDict) -> str:
       for field, value in sorted(flatten(config).items())
       if field not in FREE_TO_CHANGE
   }
-  return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+  return digests.sha256(json.dumps(fields))
 
 
 def num_steps(config: ConfigDict, num_images: int) -> int:

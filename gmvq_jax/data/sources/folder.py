@@ -2,7 +2,6 @@
 
 from collections import Counter
 import concurrent.futures
-import hashlib
 import logging
 import os
 import pathlib
@@ -13,6 +12,7 @@ from PIL import Image
 from gmvq_jax.data import images as images_lib
 from gmvq_jax.data import preprocess
 from gmvq_jax.runtime import cache
+from gmvq_jax.runtime import digests
 from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import progress
 
@@ -206,8 +206,7 @@ def _divide(path, files, splits):
 
 
 def _split_of(file_name):
-  digest = hashlib.sha256(os.fsencode(file_name)).digest()
-  share = int.from_bytes(digest[:8]) / 2**64
+  share = int(digests.sha256(os.fsencode(file_name))[:16], 16) / 2**64
   if share < 0.8:
     return 'train'
   return 'validation' if share < 0.9 else 'test'
