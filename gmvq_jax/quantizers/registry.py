@@ -37,7 +37,7 @@ FACTORIES: dict[str, Callable[..., base.Quantizer]] = {
     'simvq': simvq,
     'diveq': diveq,
 }
-# From the inside out, whatever the order in a name.
+# Applied in this order, the first innermost, whatever the order in a name.
 WRAPPERS: dict[str, Callable[..., base.Quantizer]] = {
     'opt': with_alternate_optimization,
     'affine': with_affine,

@@ -4,9 +4,9 @@
 
 Perplexity says little of merit, and an MSE by itself not much more. These show
 how good it is: k-means on raw patches, which anything learnt should beat; the
-rate-distortion function of a Gaussian with the covariance of the data, the
-hardest source of that covariance, so that a good codec of real images lies
-below it; and for CIFAR10 what was published of learned codecs.
+rate-distortion function of a Gaussian with the covariance of the data, which is
+the hardest source of that covariance, so a codec of real images can lie below
+it; and for CIFAR10 published figures of codecs.
 """
 
 import json
