@@ -112,8 +112,8 @@ def compare(
   """Trains what is missing of a comparison and writes its tables.
 
   Every method is trained by the same code on the same network, schedule and
-  data. Methods with a search space are tuned first on the validation split, each
-  with the same number of trials. The others use values of the literature.
+  data. Methods with a search space are tuned first on the validation split,
+  each with the same number of trials. The others use values of the literature.
 
   Args:
     config: that of a run, with a field `compare`; see
