@@ -4,10 +4,13 @@
         [--config.batch_size=256] [--output=FILE.json]
 
 Networks, quantizer and AdamW, forward, backward and update, on one fixed batch.
-PyTorch runs in the faster of its two memory layouts, on a GPU also through
-`torch.compile`; needs `pip install -e '.[oracle]'`. Operations are XLA's count,
-of the step with its quantizer taken plainly: those in loops it counts once.
+PyTorch runs in both of its memory layouts, eagerly and through `torch.compile`
+where there is a compiler (on a CPU, g++). Needs `pip install -e '.[oracle]'`.
+Operations are XLA's count, of the step with its quantizer taken plainly, as it
+counts those in loops once.
 """
+
+import shutil
 
 from absl import app
 from absl import flags
@@ -18,6 +21,7 @@ import peer
 import timing
 import torch
 
+from gmvq_jax.runtime import memory
 from gmvq_jax.training import experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config')
@@ -68,6 +72,7 @@ def theirs(images, *, channels_last, compiled):
 
 def main(_):
   """Measures and prints."""
+  memory.keep_freed()
   torch.backends.cudnn.benchmark = True
   config = _CONFIG.value
   steps, _, images = ours(config)
@@ -75,13 +80,13 @@ def main(_):
     config.quantizer.assignment = 'plain'
   counted = ours(config)[1].cost_analysis()['flops'] / 1e12
   kinds = {'gmvq_jax': steps}
+  compilers = {'pytorch': False}
+  if torch.cuda.is_available() or shutil.which('g++'):
+    compilers['torch.compile'] = True
   for layout in ('contiguous', 'channels_last'):
-    kinds[f'pytorch, {layout}'], model = theirs(
-        images, channels_last=layout == 'channels_last', compiled=False
-    )
-    if torch.cuda.is_available():
-      kinds[f'torch.compile, {layout}'], _ = theirs(
-          images, channels_last=layout == 'channels_last', compiled=True
+    for name, compiled in compilers.items():
+      kinds[f'{name}, {layout}'], model = theirs(
+          images, channels_last=layout == 'channels_last', compiled=compiled
       )
   taken = timing.seconds(kinds, _ROUNDS.value)
   per_step = {k: v / _STEPS.value for k, v in timing.medians(taken).items()}
@@ -90,6 +95,7 @@ def main(_):
   timing.report(
       {
           'hardware': timing.hardware(),
+          'jax': jax.__version__,
           'torch': torch.__version__,
           'batch_size': config.batch_size,
           'pytorch_parameters': sum(p.numel() for p in model.parameters()),

@@ -48,10 +48,19 @@ def sample(seed, *, kind):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_noise_has_its_distribution(kind):
-  samples = np.asarray(sample(0, kind=kind))
+  law = KINDS[kind]
+  samples = np.asarray(sample(0, kind=kind), np.float64)
   assert samples.shape == (1000, 1000)
-  some = samples[:200, :500].ravel()
-  assert stats.kstest(some, KINDS[kind].cdf).pvalue > 1e-3
+  p = law.cdf(samples).ravel()
+  counts = np.bincount((1000 * p).astype(int), minlength=1000)
+  assert 1e-3 < stats.chisquare(counts).pvalue < 1 - 1e-3
+  for tail in (p < 1e-4, p > 1 - 1e-4):
+    assert abs(np.sum(tail) - 100) < 4 * 10
+  mean, variance, excess = law.stats(moments='mvk')
+  error = np.mean(samples) - mean
+  assert abs(error) < 4 * np.sqrt(variance / samples.size)
+  error = np.var(samples) / variance - 1
+  assert abs(error) < 4 * np.sqrt((excess + 2) / samples.size)
 
 
 def test_rows_and_columns_are_independent():
@@ -65,6 +74,10 @@ def test_rows_and_columns_are_independent():
   }
   for name, (x, y) in pairs.items():
     assert abs(np.mean(x * y)) < 4 / np.sqrt(x.size), name
+    # Of 16 x 16 cells that are equally likely where x and y are independent.
+    x, y = ((16 * stats.norm.cdf(v)).astype(int) for v in (x, y))
+    counts = np.bincount((16 * x + y).ravel(), minlength=256)
+    assert 1e-3 < stats.chisquare(counts).pvalue < 1 - 1e-3, name
 
 
 def test_any_part_is_what_the_whole_has_there():
