@@ -86,7 +86,8 @@ def pytorch(rows, codes, dim=64):
 
 def floor(rows, codes, dim=64):
   """Returns what cannot be avoided, tile by tile: the products, the noise."""
-  plan = soft_assignment.plan('tiled', rows, codes)
+  plan = soft_assignment.plan('tiled', rows, codes, 1)
+  num_rows = plan.rows.cpu
   queries = jax.random.normal(jax.random.key(0), (rows, 2 * dim))
   keys = jax.random.normal(jax.random.key(1), (codes, 2 * dim))
   seeds = counter_rng.row_seeds(jax.random.key(2), rows)
@@ -100,10 +101,10 @@ def floor(rows, codes, dim=64):
     return total + counter_rng.gumbel(seeds, codes), None
 
   def tiles(x):
-    return x.reshape(-1, plan.rows, x.shape[-1])
+    return x.reshape(-1, num_rows, x.shape[-1])
 
   products = jax.jit(lambda x: jax.lax.map(product, x))
-  start = jnp.zeros((plan.rows, codes))
+  start = jnp.zeros((num_rows, codes))
   sums = jax.jit(lambda x: jax.lax.scan(add_noise, start, x)[0])
   return {
       'products': lambda: jax.block_until_ready(products(tiles(queries))),

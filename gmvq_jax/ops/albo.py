@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gmvq_jax.ops import chunked_map
 from gmvq_jax.ops import numerics
+from gmvq_jax.ops import placement
 from gmvq_jax.ops import posterior
 from gmvq_jax.ops import soft_assignment
 
@@ -189,8 +190,9 @@ def latent_expected_of(
   z_hat, weights = numerics.promote(z_hat, weights)
   (codebook,) = numerics.promote(codebook)
   shape = z_hat.shape[:-1]
+  devices = placement.num_devices(z_hat)
   plan = soft_assignment.plan(
-      method, math.prod(shape), len(codebook), axis_name, whole=True
+      method, math.prod(shape), len(codebook), devices, whole=True
   )
   if plan.rows is None:
     _, distance = of_rows(codebook, (z_hat, weights), None)

@@ -7,6 +7,7 @@ again. Shapes: `N` rows, `T` of them in a tile.
 from collections.abc import Callable
 import functools
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,22 @@ import jax.numpy as jnp
 from gmvq_jax.ops import numerics
 
 
+class Rows(NamedTuple):
+  """How many rows a tile has, by the platform that a program is compiled for.
+
+  Attributes:
+    cpu: on a CPU.
+    other: on a GPU or TPU.
+  """
+
+  cpu: int
+  other: int
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def map_rows(
     function: Callable[..., tuple[Any, Any]],
-    num_rows: int,
+    num_rows: Rows,
     shards: int,
     params: Any,
     rows: Any,
@@ -44,7 +57,7 @@ def map_rows(
 
 def _forward(
     function: Callable[..., tuple[Any, Any]],
-    num_rows: int,
+    num_rows: Rows,
     shards: int,
     params: Any,
     rows: Any,
@@ -59,7 +72,7 @@ def _forward(
 
 def _backward(
     function: Callable[..., tuple[Any, Any]],
-    num_rows: int,
+    num_rows: Rows,
     shards: int,
     residuals: tuple[Any, Any, Any],
     gradients: tuple[Any, Any],
@@ -91,7 +104,7 @@ def _floats(tree: Any) -> Any:
 
 def fold(
     of_tile: Callable[[Any], tuple[Any, Any]],
-    num_rows: int,
+    num_rows: Rows,
     shards: int,
     rows: Any,
 ) -> tuple[Any, Any]:
@@ -106,9 +119,27 @@ def fold(
     shards: parts of the rows that are tiled apart.
     rows: a pytree of arrays `[N, ...]`.
   """
+  per_shard = len(jax.tree.leaves(rows)[0]) // shards
+  cpu, other = (min(n, per_shard) for n in num_rows)
+  if cpu == other:
+    return _fold(of_tile, cpu, shards, rows)
+  result: tuple[Any, Any] = jax.lax.platform_dependent(
+      rows,
+      cpu=lambda rows: _fold(of_tile, cpu, shards, rows),
+      default=lambda rows: _fold(of_tile, other, shards, rows),
+  )
+  return result
+
+
+def _fold(
+    of_tile: Callable[[Any], tuple[Any, Any]],
+    num_rows: int,
+    shards: int,
+    rows: Any,
+) -> tuple[Any, Any]:
+  """Returns `fold` with tiles of so many rows."""
   total = len(jax.tree.leaves(rows)[0])
   per_shard = total // shards
-  num_rows = min(num_rows, per_shard)
   padding = -per_shard % num_rows
 
   def divide(x: jax.Array) -> jax.Array:

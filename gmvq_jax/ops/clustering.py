@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from gmvq_jax.ops import blockwise
 from gmvq_jax.ops import chunked_map
 from gmvq_jax.ops import numerics
+from gmvq_jax.ops import placement
 from gmvq_jax.ops import soft_assignment
 
 
+@placement.automatic('points', lambda x, _: placement.leading(x))
 def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
   """Returns the code of the nearest codeword, `[...]` int32.
 
@@ -34,7 +36,10 @@ def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
   energy = jnp.sum(jnp.square(keys), axis=-1, keepdims=True)
   keys = jnp.concatenate([keys, -energy / 2], axis=-1)
   shape = points.shape[:-1]
-  plan = soft_assignment.plan('auto', math.prod(shape), len(codebook))
+  devices = placement.num_devices(points)
+  plan = soft_assignment.plan(
+      'auto', math.prod(shape), len(codebook), devices
+  )
 
   def of_tile(rows: jax.Array) -> tuple[tuple[()], jax.Array]:
     ones = jnp.ones_like(rows[:, :1])
@@ -49,6 +54,7 @@ def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
   return codes.reshape(shape)
 
 
+@placement.automatic('codes', lambda *_: placement.WHOLE)
 def code_counts(
     codes: jax.Array, num_codes: int, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -64,6 +70,9 @@ def code_counts(
   return counts.astype(jnp.float32)
 
 
+@placement.automatic(
+    'points', lambda x, _: (placement.WHOLE, placement.leading(x))
+)
 @functools.partial(
     jax.jit, static_argnames=('num_clusters', 'num_iterations')
 )
@@ -114,6 +123,7 @@ def kmeans(
   return centroids, nearest_codes(points, centroids)
 
 
+@placement.automatic('points', lambda *_: placement.WHOLE)
 @jax.jit
 def lloyd(
     points: jax.Array, weights: jax.Array, centroids: jax.Array

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from gmvq_jax.ops import counter_rng
 from gmvq_jax.ops import numerics
+from gmvq_jax.ops import placement
 from gmvq_jax.ops import soft_assignment
 from gmvq_jax.ops.categorical import gumbel_softmax
 from gmvq_jax.ops.categorical import posterior_entropy
@@ -117,6 +119,15 @@ def component_variance(
   return jnp.mean(jnp.square(z_hat - codewords), axis=-1) / two_sigma2
 
 
+def _specs(z_hat: PartitionSpec, arguments: dict[str, Any]) -> Latents:
+  """Returns how `Latents` are divided over an Explicit mesh."""
+  del arguments
+  x: Any = placement.leading(z_hat)
+  whole: Any = placement.WHOLE
+  return Latents(x, x, x, x, x, x, q_c=whole)
+
+
+@placement.automatic('z_hat', _specs)
 def sample_latents(
     key: chex.PRNGKey,
     z_hat: jax.Array,
@@ -159,9 +170,8 @@ def sample_latents(
   z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
   key_code, key_noise = jax.random.split(key)
   num_rows, num_codes = z_hat[..., 0].size, len(codebook)
-  plan = soft_assignment.plan(
-      method, num_rows, num_codes, axis_name, keep=True
-  )
+  devices = placement.num_devices(z_hat)
+  plan = soft_assignment.plan(method, num_rows, num_codes, devices, keep=True)
   log_probs = None
   if plan.plain:
     # q(c|x), a code from it, and the mixture weighted by its one-hot.
@@ -226,6 +236,7 @@ def reparameterise(
   return mean + sigma[..., None] * eps
 
 
+@placement.automatic('z_hat', _specs)
 def most_probable_latents(
     z_hat: jax.Array,
     weights: jax.Array,
@@ -243,7 +254,8 @@ def most_probable_latents(
   """
   z_hat, weights, codebook = numerics.promote(z_hat, weights, codebook)
   num_rows, num_codes = z_hat[..., 0].size, len(codebook)
-  plan = soft_assignment.plan(method, num_rows, num_codes, axis_name)
+  devices = placement.num_devices(z_hat)
+  plan = soft_assignment.plan(method, num_rows, num_codes, devices)
   log_probs = None
   if plan.plain:
     log_probs = log_posterior(z_hat, weights, codebook)

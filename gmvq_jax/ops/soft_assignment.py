@@ -9,6 +9,7 @@ Shapes: `N` rows (positions), `C` codes, `K` the dimension of queries and keys,
 """
 
 from collections.abc import Callable
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from gmvq_jax.ops import chunked_map
 from gmvq_jax.ops import counter_rng
 from gmvq_jax.ops import kept_assignment
 from gmvq_jax.ops import numerics
+from gmvq_jax.ops import placement
 
 METHODS = ('auto', 'plain', 'kept', 'tiled')
 
@@ -30,7 +32,7 @@ _LARGE = 2**20
 _KEPT = 2**25
 # Logits in a tile, for the caches of a CPU and to fill an accelerator; where
 # that would leave too few rows, and where it would be too many codes.
-_TILE = {'cpu': 2**17}
+_CPU_TILE = 2**17
 _ACCELERATOR_TILE = 2**22
 _MIN_ROWS = 64
 _MAX_TILE = 2**22
@@ -41,13 +43,14 @@ class Plan(NamedTuple):
   """How rows are assigned; static.
 
   Attributes:
-    rows: at a time. None: all of them, in arrays of `[N, C]`.
+    rows: at a time, on a CPU and on others. None: all of them, in arrays of
+      `[N, C]`.
     codes: at a time.
     shards: parts of the rows that are tiled apart.
     kept: whether the backward pass reads `[N, C]` that the forward pass keeps.
   """
 
-  rows: int | None
+  rows: chunked_map.Rows | None
   codes: int
   shards: int
   kept: bool = False
@@ -81,7 +84,7 @@ def plan(
     method: str,
     num_rows: int,
     num_codes: int,
-    axis_name: str | None = None,
+    devices: int,
     *,
     whole: bool = False,
     keep: bool = False,
@@ -95,34 +98,34 @@ def plan(
       their arguments, but only `plain` has forward-mode derivatives.
     num_rows: N.
     num_codes: C.
-    axis_name: a mapped axis (of `pmap` or `shard_map`), of which the rows are a
-      part. Without one they are taken to be divided over all devices, if their
-      number can be. On fewer they are tiled as many at a time, and on a number
-      that does not divide that of all they are gathered.
+    devices: over which the rows may be divided; see `placement.num_devices`.
+      Those of each device are tiled apart. Where they are divided over fewer,
+      a device has several of these parts.
     whole: whether a tile must hold all codes.
     keep: whether `auto` may be `kept`: where there is a gradient.
   """
-  shards = 1 if axis_name is not None else jax.device_count()
   if method == 'auto':
     size = num_rows * num_codes
     method = 'plain' if size < _LARGE else 'tiled'
-    if keep and shards == 1 and _LARGE <= size <= _KEPT:
+    if keep and devices == 1 and _LARGE <= size <= _KEPT:
       method = 'kept'
   if method in ('plain', 'kept') or not num_rows:
     kept = method == 'kept' and num_rows > 0 and not whole
     return Plan(None, num_codes, 1, kept)
-  if num_rows % shards:
-    shards = 1
-  tile = _TILE.get(jax.default_backend(), _ACCELERATOR_TILE)
+  shards = math.gcd(num_rows, devices)
   # All shards may lie on one device.
   at_most = max(_MAX_TILE // shards, 1)
-  rows = max(min(tile, at_most) // num_codes, _MIN_ROWS)
   codes = num_codes
-  if whole:
-    rows = max(min(rows, at_most // codes), 1)
-  elif rows * codes > at_most:
+  if not whole and at_most // codes < _MIN_ROWS:
     codes = min(_MAX_CODES, num_codes)
-    rows = max(at_most // codes, _MIN_ROWS)
+    rows = chunked_map.Rows(*[max(at_most // codes, _MIN_ROWS)] * 2)
+    return Plan(rows, codes, shards)
+
+  def rows_of(tile: int) -> int:
+    rows = max(min(tile, at_most) // codes, _MIN_ROWS)
+    return max(min(rows, at_most // codes), 1)
+
+  rows = chunked_map.Rows(rows_of(_CPU_TILE), rows_of(_ACCELERATOR_TILE))
   return Plan(rows, codes, shards)
 
 
@@ -149,7 +152,8 @@ def map_positions(
     num_codes: C.
     mask: `[...]`, positions that count in `q_c` (True or a weight).
     keys: a pytree of random keys. `seeds` is like it, `[n, 2]`.
-    axis_name: see `plan`.
+    axis_name: a mapped axis (of `pmap` or `shard_map`), of which the positions
+      are a part.
     method: see `plan`.
     keep: see `plan`.
 
@@ -157,7 +161,8 @@ def map_positions(
     `q_c [C]`, eq 12, and the results, `[..., *rest]`.
   """
   num_rows = mask.size
-  this_plan = plan(method, num_rows, num_codes, axis_name, keep=keep)
+  devices = placement.num_devices(h)
+  this_plan = plan(method, num_rows, num_codes, devices, keep=keep)
   weights = mask.reshape(-1).astype(jnp.result_type(jnp.float32, h))
   rows = (h.reshape(num_rows, h.shape[-1]), weights)
   seeds = jax.tree.map(

@@ -5,15 +5,18 @@ from collections.abc import Iterable
 import difflib
 import math
 import numbers
+from typing import Any
 from typing import NamedTuple
 from typing import TypedDict
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from gmvq_jax.ops import clustering
 from gmvq_jax.ops import numerics
+from gmvq_jax.ops import placement
 from gmvq_jax.ops import posterior
 from gmvq_jax.ops.albo import perplexity
 from gmvq_jax.quantizers import base
@@ -170,6 +173,14 @@ QuantizeFn = Callable[
 ]
 
 
+def _specs(h: PartitionSpec, arguments: dict[str, Any]) -> Any:
+  """Returns how the results of `apply` are divided over an Explicit mesh."""
+  positions: Any = placement.leading(h)
+  whole: Any = placement.WHOLE
+  quantized = base.Quantized(positions, positions, whole, whole, whole)
+  return quantized, jax.tree.map(placement.spec_of, arguments['state'])
+
+
 def as_apply(
     name: str,
     heads: tuple[int, ...],
@@ -186,6 +197,7 @@ def as_apply(
     needs: what training needs: 'key', 'temperature', both or neither.
   """
 
+  @placement.automatic('h', _specs)
   def apply(
       params: base.Params,
       state: base.State,
@@ -409,6 +421,7 @@ def loss_shape(
   return math.prod(shape[1:]), math.prod(data_shape[1:])
 
 
+@placement.automatic('codes', lambda codes, _: codes)
 def look_up(rows: jax.Array, codes: jax.Array) -> jax.Array:
   """Returns the rows `[..., L]` of codes `[...]`; 0 for -1."""
   return zero_unless(codes >= 0, rows[codes])

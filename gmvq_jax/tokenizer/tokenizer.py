@@ -35,7 +35,6 @@ from gmvq_jax.training import build
 _UNIT_PIXELS = {'cpu': 2**14}
 _ACCELERATOR_UNIT_PIXELS = 2**18
 _IN_FLIGHT = 2
-_UNIT = 'unit'
 
 
 class Tokenizer:
@@ -132,7 +131,8 @@ class Tokenizer:
 
   def batch_size(self, height: int, width: int) -> int:
     """Returns how many images of a size the devices take at a time."""
-    return unit_size(height, width, jax.default_backend()) * self._mesh.size
+    platform = self._mesh.devices.flat[0].platform
+    return unit_size(height, width, platform) * self._mesh.size
 
   def encode(
       self, images: inputs.Image | Sequence[inputs.Image]
@@ -194,15 +194,8 @@ class Tokenizer:
     if images.dtype == jnp.uint8:
       images = autoencoder.to_unit(images)
     h, _ = self.model.encode(variables, images)
-
-    def codes_of(h):
-      quantized, _ = self.model.quantize(
-          variables, h, axis_name=_UNIT
-      )
-      return quantized.codes
-
-    # Without an axis the tiles would depend on how many devices there are.
-    return jax.vmap(codes_of, axis_name=_UNIT)(h[None])[0]
+    quantized, _ = self.model.quantize(variables, h)
+    return quantized.codes
 
   def _images_of(self, variables, codes):
     quantizer = self.model.quantizer
@@ -234,7 +227,6 @@ class Tokenizer:
             mesh=self._mesh,
             in_specs=(PartitionSpec(), batched),
             out_specs=batched,
-            check_vma=False,  # It takes the axis of a unit for one of devices.
         )
     )
 

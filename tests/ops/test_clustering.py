@@ -209,7 +209,7 @@ def test_many_distances_are_searched_in_parts(
   rows = rng.normal(size=(num_codes, 4)).astype(np.float32)
   rows[num_codes // 2 :] = rows[: -(num_codes // 2)]
   monkeypatch.setattr(soft_assignment, '_LARGE', 1)
-  monkeypatch.setattr(soft_assignment, '_TILE', {'cpu': tile})
+  monkeypatch.setattr(soft_assignment, '_CPU_TILE', tile)
   monkeypatch.setattr(soft_assignment, '_MIN_ROWS', 3)
   monkeypatch.setattr(soft_assignment, '_MAX_TILE', 3 * max_codes)
   monkeypatch.setattr(soft_assignment, '_MAX_CODES', max_codes)
@@ -225,14 +225,10 @@ def test_the_search_holds_little_and_sends_nothing():
       NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ('data',))
   )
   compiled = (
-      jax.jit(
-          clustering.nearest_codes,
-          in_shardings=(divided, whole),
-          out_shardings=divided,
-      )
+      jax.jit(clustering.nearest_codes, out_shardings=divided)
       .lower(
-          jax.ShapeDtypeStruct((2**19, 64), jnp.float32),
-          jax.ShapeDtypeStruct((2**14, 64), jnp.float32),
+          jax.ShapeDtypeStruct((2**19, 64), jnp.float32, sharding=divided),
+          jax.ShapeDtypeStruct((2**14, 64), jnp.float32, sharding=whole),
       )
       .compile()
   )

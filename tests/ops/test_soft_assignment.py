@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from gmvq_jax.ops import counter_rng
+from gmvq_jax.ops import placement
 from gmvq_jax.ops import soft_assignment
 
 SEED = 7
@@ -116,7 +117,8 @@ class Differentiated(NamedTuple):
 @pytest.fixture
 def run(monkeypatch):
   """Runs a program in tiles of a few rows, and of a few codes from 41 on."""
-  monkeypatch.setattr(soft_assignment, '_TILE', {'cpu': 100})
+  monkeypatch.setattr(placement, 'num_devices', lambda _: 8)
+  monkeypatch.setattr(soft_assignment, '_CPU_TILE', 100)
   monkeypatch.setattr(soft_assignment, '_MIN_ROWS', 4)
   monkeypatch.setattr(soft_assignment, '_MAX_TILE', 160)
   monkeypatch.setattr(soft_assignment, '_MAX_CODES', 16)
@@ -282,21 +284,35 @@ def test_rows_on_several_devices_are_assigned_as_on_one(run, method):
 
 
 @functools.cache
-def compiled_gradient(name, method, num_codes, max_codes=None):
+def compiled_gradient(name, method, num_codes, max_codes=None, mesh=(8,)):
   """Compiles a gradient through `Quantizer.apply`.
 
-  2^17 rows are divided over the eight devices. `max_codes` is of a tile.
+  2^17 rows are divided over the first axis of a mesh of sizes, 8 in all, whose
+  axes are Explicit where they are negative. `max_codes` is of a tile.
   """
   dim = 64
   quantizer = compositions.make(
       name, num_codes=num_codes, dim=dim, gamma=0.1, beta=2.0, assignment=method
   )
-  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  types = tuple(
+      AxisType.Auto if size > 0 else AxisType.Explicit for size in mesh
+  )
+  mesh = jax.make_mesh(
+      tuple(map(abs, mesh)), ('data', 'model')[: len(mesh)], axis_types=types
+  )
   whole, divided = (
       NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ('data',))
   )
+
+  def place(tree, sharding):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+    )
+
   key = jax.eval_shape(lambda: jax.random.key(SEED))
   params, state = jax.eval_shape(quantizer.init, key)
+  h = jax.ShapeDtypeStruct((2**17, sum(quantizer.heads)), jnp.float32)
 
   def loss(params, h, key):
     quantized, _ = quantizer.apply(
@@ -304,33 +320,37 @@ def compiled_gradient(name, method, num_codes, max_codes=None):
     )
     return jnp.sum(jnp.square(quantized.z)) + quantized.loss
 
-  h = jax.ShapeDtypeStruct((2**17, sum(quantizer.heads)), jnp.float32)
   gradient = jax.jit(
-      jax.grad(loss, argnums=(0, 1)),
-      in_shardings=(whole, divided, whole),
-      out_shardings=(whole, divided),
+      jax.grad(loss, argnums=(0, 1)), out_shardings=(whole, divided)
   )
   with pytest.MonkeyPatch.context() as patch:
     if max_codes:
       patch.setattr(soft_assignment, '_MAX_TILE', 2**15)
       patch.setattr(soft_assignment, '_MAX_CODES', max_codes)
-    return gradient.lower(params, h, key).compile()
+    return gradient.lower(
+        place(params, whole), place(h, divided), place(key, whole)
+    ).compile()
 
 
 @pytest.mark.parametrize(
-    'name, max_codes',
+    'name, max_codes, mesh',
     [
-        ('gmvq', None),
-        ('sqvae', None),
-        ('gumbel', 128),
-        pytest.param('gmvq', 128, marks=pytest.mark.slow),
-        pytest.param('sqvae', 128, marks=pytest.mark.slow),
-        pytest.param('gumbel', None, marks=pytest.mark.slow),
+        ('gmvq', None, (8,)),
+        ('sqvae', None, (-4, 2)),
+        ('gumbel', 128, (-8,)),
+        *(
+            pytest.param(name, max_codes, mesh, marks=pytest.mark.slow)
+            for name in ('gmvq', 'sqvae', 'gumbel')
+            for max_codes in (None, 128)
+            for mesh in ((8,), (-8,), (4, 2), (-4, -2))
+        ),
     ],
 )
-def test_no_collective_grows_with_the_rows(name, max_codes):
+def test_no_collective_grows_with_the_rows(name, max_codes, mesh):
   num_codes, dim = 1000, 64
-  text = compiled_gradient(name, 'tiled', num_codes, max_codes).as_text()
+  text = compiled_gradient(
+      name, 'tiled', num_codes, max_codes, mesh
+  ).as_text()
   # None within a loop, which would send it for every tile.
   before, entry = text.split('ENTRY ')
   assert not collectives(before)
@@ -369,26 +389,29 @@ def collectives(text):
 def test_auto_chooses_by_size_and_devices(monkeypatch):
   monkeypatch.setattr(soft_assignment, '_LARGE', 1000)
   monkeypatch.setattr(soft_assignment, '_KEPT', 2000)
-  assert soft_assignment.plan('auto', 9, 111, keep=True).plain
-  assert soft_assignment.plan('auto', 10, 111, keep=True).rows is not None
-  monkeypatch.setattr(jax, 'device_count', lambda: 1)
-  assert soft_assignment.plan('auto', 9, 111, keep=True).plain
-  assert soft_assignment.plan('auto', 10, 111, keep=True).kept
-  assert soft_assignment.plan('auto', 10, 111).rows is not None
-  assert soft_assignment.plan('auto', 20, 111, keep=True).rows is not None
+  plan = functools.partial(soft_assignment.plan, 'auto', num_codes=111)
+  assert plan(num_rows=9, devices=8, keep=True).plain
+  assert plan(num_rows=10, devices=8, keep=True).rows is not None
+  assert plan(num_rows=9, devices=1, keep=True).plain
+  assert plan(num_rows=10, devices=1, keep=True).kept
+  assert plan(num_rows=10, devices=1).rows is not None
+  assert plan(num_rows=20, devices=1, keep=True).rows is not None
 
 
 def test_a_tile_holds_few_rows_and_few_codes():
-  assert soft_assignment.plan('plain', 2**20, 2**20).rows is None
+  assert soft_assignment.plan('plain', 2**20, 2**20, 8).rows is None
   for num_codes in (3, 1024, 65_536, 2**20, 2**20 + 1):
-    plan = soft_assignment.plan('tiled', 2**20, num_codes)
-    assert plan.rows * plan.codes * plan.shards <= 2**22
-    assert plan.rows >= 64
+    plan = soft_assignment.plan('tiled', 2**20, num_codes, 8)
     assert plan.codes <= num_codes
     assert plan.shards == 8
-    whole = soft_assignment.plan('tiled', 2**20, num_codes, whole=True)
+    whole = soft_assignment.plan('tiled', 2**20, num_codes, 8, whole=True)
     assert whole.codes == num_codes
-    assert whole.rows * whole.codes * whole.shards <= max(2**22, 8 * num_codes)
-  assert soft_assignment.plan('tiled', 0, 1024).rows is None
-  assert soft_assignment.plan('tiled', 2**20 + 1, 1024).shards == 1
-  assert soft_assignment.plan('tiled', 2**20, 1024, 'devices').shards == 1
+    assert whole.shards == 8
+    for rows in plan.rows:
+      assert rows * plan.codes * 8 <= 2**22
+      assert rows >= 64
+    for rows in whole.rows:
+      assert rows * num_codes * 8 <= max(2**22, 8 * num_codes)
+  assert soft_assignment.plan('tiled', 2**20, 1024, 1).rows == (128, 4096)
+  assert soft_assignment.plan('tiled', 0, 1024, 8).rows is None
+  assert soft_assignment.plan('tiled', 2**20 + 4, 1024, 8).shards == 4

@@ -4,7 +4,9 @@ What a promise is checked on is computed once for each quantizer, by two
 programs: `evaluated` and `trained`, of NumPy arrays.
 """
 
+import contextlib
 import functools
+import math
 import re
 from typing import Any
 from typing import NamedTuple
@@ -617,26 +619,51 @@ def test_shard_map_takes_either_recipe(name, check_vma):
   check_gradient(name, call(sharded, params, latents(name)))
 
 
-@on_devices
-@pytest.mark.parametrize('count', [
-    4, pytest.param(2, marks=pytest.mark.slow)
-])  # fmt: skip
-def test_any_number_of_devices_gives_the_same(name, count):
-  """Loss, gradients, codes and state of a training step on a sharded batch."""
-  mesh = jax.make_mesh(
-      (count,),
-      (distributed.AXIS,),
-      axis_types=(jax.sharding.AxisType.Auto,),
-      devices=jax.devices()[:count],
-  )
+MESHES = {
+    'two': ((2,), jax.sharding.AxisType.Auto),
+    'four': ((4,), jax.sharding.AxisType.Auto),
+    'two axes': ((4, 2), jax.sharding.AxisType.Auto),
+    'explicit': ((4,), jax.sharding.AxisType.Explicit),
+    'two explicit axes': ((2, 2), jax.sharding.AxisType.Explicit),
+}
+
+
+def check_mesh(name, kind, context):
+  """Checks a training step on a batch divided over the mesh of a kind."""
+  sizes, axis_type = MESHES[kind]
+  axes = (distributed.AXIS, 'model')[: len(sizes)]
+  devices = jax.devices()[: math.prod(sizes)]
+  types = (axis_type,) * len(sizes)
+  mesh = jax.make_mesh(sizes, axes, axis_types=types, devices=devices)
   seed, codes = 2, evaluated(name, 'all').quantized.codes
   *everywhere, seed = distributed.replicate((*initial(name), seed), mesh)
   divided = jax.device_put((*batch(name, 'all'), codes),
                            distributed.batched(mesh))
-  got = training(name)(*everywhere, *divided[:2], seed, divided[2])
+  with context(mesh):
+    got = training(name)(*everywhere, *divided[:2], seed, divided[2])
   chex.assert_trees_all_close(
       jax.device_get(got), trained(name, 'all'), rtol=1e-5, atol=1e-5
   )
+
+
+@on_devices
+@pytest.mark.parametrize('kind', [
+    'explicit', *(pytest.param(kind, marks=pytest.mark.slow)
+                  for kind in MESHES if kind != 'explicit')
+])  # fmt: skip
+def test_any_mesh_gives_the_same(name, kind):
+  """Loss, gradients, codes and state of a training step."""
+  check_mesh(name, kind, lambda mesh: contextlib.nullcontext())
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=() if name == 'gmvq, tiled' else pytest.mark.slow)
+    for name in QUANTIZERS
+])  # fmt: skip
+@pytest.mark.parametrize('kind', ['two axes', pytest.param(
+    'two explicit axes', marks=pytest.mark.slow)])  # fmt: skip
+def test_any_mesh_of_the_context_gives_the_same(name, kind):
+  check_mesh(name, kind, jax.set_mesh)
 
 
 # GM-VQ.
@@ -827,7 +854,7 @@ def tiled_by_default(name, fields, num_codes, training):
 ])  # fmt: skip
 def test_all_assign_alike(monkeypatch, name, fields, num_codes, training):
   # Tiles of a few rows, the last one padded; of 100 codes a few at a time.
-  monkeypatch.setattr(soft_assignment, '_TILE', {'cpu': 7 * C})
+  monkeypatch.setattr(soft_assignment, '_CPU_TILE', 7 * C)
   monkeypatch.setattr(soft_assignment, '_MIN_ROWS', 7)
   monkeypatch.setattr(soft_assignment, '_MAX_TILE', 16 * 7 * 8)
   monkeypatch.setattr(soft_assignment, '_MAX_CODES', 16)

@@ -8,6 +8,7 @@ import sys
 
 import chex
 import jax
+from jax.sharding import PartitionSpec
 import numpy as np
 from PIL import Image
 import pytest
@@ -349,20 +350,25 @@ def test_averaged_parameters_of_the_best_checkpoint(tmp_path, photographs):
     chex.assert_trees_all_equal(jax.device_get(found), known)
 
 
-def test_tiles_do_not_depend_on_the_devices(monkeypatch):
+def test_tiles_do_not_depend_on_the_devices():
   """The program of a unit is the same on any machine, tiled ones too."""
   made, *_ = untrained('gmvq', **{'quantizer.num_codes': 2048})
-  images = jax.ShapeDtypeStruct((64, 16, 16, 3), np.uint8)
   programs_of = set()
+  batched = PartitionSpec('data')
   for count in (1, 2, 8):
-    monkeypatch.setattr(jax, 'device_count', lambda n=count: n)
-    program = jax.make_jaxpr(lambda *args: made.encode_unit(*args))(
-        made.variables, images
+    encode = jax.shard_map(
+        lambda *args: made.encode_unit(*args),
+        mesh=distributed.data_mesh(count),
+        in_specs=(PartitionSpec(), batched),
+        out_specs=batched,
     )
-    programs_of.add(str(program))
+    images = jax.ShapeDtypeStruct((64 * count, 16, 16, 3), np.uint8)
+    program = jax.make_jaxpr(encode)(jax.device_get(made.variables), images)
+    (unit,) = (x.params['jaxpr'] for x in program.eqns if 'mesh' in x.params)
+    programs_of.add(str(unit))
   assert len(programs_of) == 1, 'depends on the number of devices'
   (program,) = programs_of
-  assert '1024,2048' not in program, 'not tiled'
+  assert '[1,64,2048]' in program, 'not tiled'
 
 
 def test_within_a_mesh_of_the_user(trained, tokenizer):

@@ -7,7 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from gmvq_jax.ops import counter_rng
 from gmvq_jax.ops import numerics
+from gmvq_jax.ops import placement
 from gmvq_jax.quantizers import base
 from gmvq_jax.quantizers import common
 from gmvq_jax.quantizers import initialization
@@ -107,6 +109,8 @@ def residual(
     types = {x.dtype for x in jax.tree.leaves(arrays)}
     floats = [t for t in types if jnp.issubdtype(t, jnp.inexact)]
     h = h.astype(jnp.result_type(jnp.float32, h, *floats))
+    if not others:
+      return h, jnp.zeros((depth, *h.shape[:-1], 0), h.dtype)
     rest = h[..., dim:].reshape(*h.shape[:-1], depth, sum(others))
     return h[..., :dim], jnp.moveaxis(rest, -2, 0)
 
@@ -174,6 +178,7 @@ def residual(
       total = total + scaled(factor, z)
     return total
 
+  @placement.automatic('h', lambda h, _: placement.leading(h))
   def logits(
       params: base.Params, state: base.State, h: jax.Array
   ) -> jax.Array:
@@ -264,8 +269,10 @@ def _sample_depths(
     axis_name: str | None,
 ) -> jax.Array:
   """Returns a random depth for each example, the same at its positions."""
-  if axis_name is not None:
-    key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+  # Of the example in the global batch, on however many devices it is.
+  count = mask.shape[0] if mask.ndim else 1
+  seeds = counter_rng.row_seeds(key, count, axis_name=axis_name)
+  uniform = counter_rng.uniform(seeds, 1)
+  depths = least + jnp.floor((most + 1 - least) * uniform).astype(jnp.int32)
   shape = (*mask.shape[:1], *(1,) * (mask.ndim - 1))
-  numbers = jax.random.randint(key, shape, least, most + 1)
-  return jnp.broadcast_to(numbers, mask.shape)
+  return jnp.broadcast_to(depths.reshape(shape), mask.shape)
