@@ -7,6 +7,7 @@ a busy machine), programs compiled, and tests.
 
 import collections
 import os
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -23,20 +24,23 @@ class Cost(NamedTuple):
   programs: int
 
 
-# The most programs that a process keeps. Each takes up to a hundred maps of
-# memory, and XLA crashes beyond Linux's limit of 65,530 (`vm.max_map_count`).
-_MAX_KEPT = 400
+# Each program takes about a hundred memory maps, those of training steps on
+# several devices more. Beyond Linux's limit of 65,530 (`vm.max_map_count`) XLA
+# crashes, so programs are freed at this number, counted after so many programs.
+_MAX_MAPS = 30_000
+_PER_COUNT = 25
+_MAPS = pathlib.Path('/proc/self/maps')
 
 _programs = 0
-_kept = 0
+_uncounted = 0
 _last = Cost(0.0, 0)
 
 
 def _on_duration(event, duration, **_):
-  global _kept, _programs
+  global _programs, _uncounted
   del duration
   _programs += event == _COMPILED
-  _kept += event == _COMPILED
+  _uncounted += event == _COMPILED
 
 
 def _on_event(event, **_):
@@ -58,12 +62,13 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def _forget_programs():
-  """Frees the programs of this process once there are too many."""
-  global _kept
+  """Frees the programs of this process once they take too many maps."""
+  global _uncounted
   yield
-  if _kept > _MAX_KEPT:
-    jax.clear_caches()
-    _kept = 0
+  if _uncounted >= _PER_COUNT and _MAPS.exists():
+    _uncounted = 0
+    if _MAPS.read_bytes().count(b'\n') > _MAX_MAPS:
+      jax.clear_caches()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -86,6 +91,8 @@ def pytest_terminal_summary(terminalreporter, config):
         continue
       # A test's properties add up over its phases; the last is this phase's.
       costs = [x for name, x in report.user_properties if name == 'cost']
+      if not costs:  # The report of a worker that crashed.
+        continue
       row = files[report.nodeid.partition('::')[0]]
       row[0] += costs[-1][0]
       row[1] += costs[-1][1]
