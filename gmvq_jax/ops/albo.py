@@ -163,7 +163,6 @@ def latent_expected_of(
     codebook: jax.Array,
     *,
     two_sigma2: chex.Numeric = 1.0,
-    axis_name: str | None = None,
     method: str = 'plain',
 ) -> jax.Array:
   """Returns `latent_expected` under the posterior of eqs 16-17.
@@ -173,7 +172,6 @@ def latent_expected_of(
     weights: `[..., L]`, non-negative precisions.
     codebook: `[C, L]`.
     two_sigma2: 2 sigma^2 of eq 18.
-    axis_name: see `soft_assignment.plan`.
     method: see `soft_assignment.plan`; only `plain` holds arrays of `[N, C]`.
 
   Returns:

@@ -130,7 +130,6 @@ def gmvq(
           gaussian_noise=gaussian_noise,
           stop_variance_gradient=stop_variance_gradient,
           mask=call.mask,
-          axis_name=call.axis_name,
           method=assignment,
       )
       straight = identity * (z_hat - jax.lax.stop_gradient(z_hat))
@@ -142,7 +141,6 @@ def gmvq(
           codebook,
           two_sigma2=two_sigma2,
           mask=call.mask,
-          axis_name=call.axis_name,
           method=assignment,
       )
 
@@ -157,7 +155,6 @@ def gmvq(
           weights,
           codebook,
           two_sigma2=two_sigma2,
-          axis_name=call.axis_name,
           method=assignment,
       )
     else:
