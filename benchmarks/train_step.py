@@ -4,10 +4,10 @@
         [--config.batch_size=256] [--output=FILE.json]
 
 Networks, quantizer and AdamW, forward, backward and update, on one fixed batch.
-PyTorch runs in both of its memory layouts, eagerly and through `torch.compile`
-where there is a compiler (on a CPU, g++). Needs `pip install -e '.[oracle]'`.
-Operations are XLA's count, of the step with its quantizer taken plainly, as it
-counts those in loops once.
+PyTorch runs in both memory layouts, eagerly and with `torch.compile`, which on
+CPUs needs g++. Install with `pip install -e '.[oracle]'`. Floating-point
+operations are XLA's count for the step with `assignment=plain`: XLA counts the
+body of a loop only once.
 """
 
 import shutil

@@ -16,11 +16,13 @@ from gmvq_jax.ops import numerics
 
 
 class Rows(NamedTuple):
-  """How many rows a tile has, by the platform that a program is compiled for.
+  """Number of rows in a tile, T, for each platform.
+
+  The platform is the one that the program is compiled for.
 
   Attributes:
-    cpu: on a CPU.
-    other: on a GPU or TPU.
+    cpu: T on a CPU.
+    other: T on a GPU or TPU.
   """
 
   cpu: int
@@ -137,7 +139,7 @@ def _fold(
     shards: int,
     rows: Any,
 ) -> tuple[Any, Any]:
-  """Returns `fold` with tiles of so many rows."""
+  """Returns the result of `fold` for one T."""
   total = len(jax.tree.leaves(rows)[0])
   per_shard = total // shards
   padding = -per_shard % num_rows

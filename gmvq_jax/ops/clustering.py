@@ -17,7 +17,7 @@ from gmvq_jax.ops import placement
 from gmvq_jax.ops import soft_assignment
 
 
-@placement.automatic('points', lambda x, _: placement.leading(x))
+@placement.with_auto_axes('points', lambda x, _: placement.leading(x))
 def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
   """Returns the code of the nearest codeword, `[...]` int32.
 
@@ -54,7 +54,7 @@ def nearest_codes(points: jax.Array, codebook: jax.Array) -> jax.Array:
   return codes.reshape(shape)
 
 
-@placement.automatic('codes', lambda *_: placement.WHOLE)
+@placement.with_auto_axes('codes', lambda *_: placement.REPLICATED)
 def code_counts(
     codes: jax.Array, num_codes: int, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -70,8 +70,8 @@ def code_counts(
   return counts.astype(jnp.float32)
 
 
-@placement.automatic(
-    'points', lambda x, _: (placement.WHOLE, placement.leading(x))
+@placement.with_auto_axes(
+    'points', lambda x, _: (placement.REPLICATED, placement.leading(x))
 )
 @functools.partial(
     jax.jit, static_argnames=('num_clusters', 'num_iterations')
@@ -123,7 +123,6 @@ def kmeans(
   return centroids, nearest_codes(points, centroids)
 
 
-@placement.automatic('points', lambda *_: placement.WHOLE)
 @jax.jit
 def lloyd(
     points: jax.Array, weights: jax.Array, centroids: jax.Array

@@ -1,18 +1,18 @@
-"""Where positions lie: the mesh that the type of an array names.
+"""Sharding of positions, read from the mesh in an array's type.
 
-Nothing here asks for the devices of this process, so that a program can be
-compiled for devices that are not here.
+No function here asks for the devices of this process, so programs can be
+compiled for devices of another machine.
 """
 
 from collections.abc import Callable
 import functools
 import inspect
+import math
 from typing import Any
 from typing import ParamSpec
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec
@@ -20,37 +20,39 @@ from jax.sharding import PartitionSpec
 _Args = ParamSpec('_Args')
 _Result = TypeVar('_Result')
 
-WHOLE = PartitionSpec()  # Of what every device holds.
+REPLICATED = PartitionSpec()
 
 
 def num_devices(x: jax.Array) -> int:
-  """Returns over how many devices an array may be divided by the compiler.
+  """Returns the number of devices that the compiler may shard an array over.
 
-  Those of its mesh, but for axes that are mapped by `shard_map`; 1 where no
-  mesh is known: `jit(f, in_shardings=...)` of arrays that lie on none.
-  """
-  mesh = _mesh(x)
-  sizes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-  count = 1
-  for size, kind in sizes:
-    count *= 1 if kind == AxisType.Manual else size
-  return count
-
-
-def automatic(
-    positions: str,
-    outputs: Callable[[PartitionSpec, dict[str, Any]], Any],
-) -> Callable[[Callable[_Args, _Result]], Callable[_Args, _Result]]:
-  """Returns a decorator: the compiler divides what the function computes.
-
-  The axes of `jax.make_mesh` are Explicit by default: each operation must say
-  how its result is divided, where that does not follow from its operands.
-  Inside the function they are Auto. Where no axis is Explicit nothing changes.
+  This is the size of its mesh without the axes that `shard_map` maps. It is 1
+  if no mesh is known. `jit(f, in_shardings=...)` does not tell `f` the mesh:
+  the arguments must be on it, or `jax.set_mesh` be used.
 
   Args:
-    positions: the argument whose leading dimensions are positions.
-    outputs: `(spec, arguments) -> specs`, like the results of the function or a
-      prefix of them; `spec` is that of all dimensions of `positions`.
+    x: an array, traced or not.
+  """
+  mesh = _mesh(x)
+  axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+  return math.prod(size for size, kind in axes if kind != AxisType.Manual)
+
+
+def with_auto_axes(
+    positions: str,
+    out_specs: Callable[[PartitionSpec, dict[str, Any]], Any],
+) -> Callable[[Callable[_Args, _Result]], Callable[_Args, _Result]]:
+  """Returns a decorator that runs a function with Auto mesh axes.
+
+  The axes of `jax.make_mesh` are Explicit by default. On those, JAX raises for
+  operations whose output sharding is ambiguous, such as indexing a codebook by
+  sharded codes. The decorated function converts Explicit axes to Auto and
+  constrains its results to `out_specs`. Without Explicit axes it is unchanged.
+
+  Args:
+    positions: name of the argument whose leading dimensions are positions.
+    out_specs: `(spec, arguments) -> specs`. `spec` is that of the argument
+      `positions`; the result is a prefix of the function's result as a pytree.
   """
 
   def decorate(
@@ -59,12 +61,12 @@ def automatic(
     signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def divided(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+    def wrapper(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
       arguments = signature.bind(*args, **kwargs).arguments
-      like = arguments[positions]
-      mesh = _mesh(like)
+      mesh = _mesh(arguments[positions])
       if not mesh.explicit_axes:
         return function(*args, **kwargs)
+      # `auto_axes` takes arrays alone; other arguments are constants.
       leaves, tree = jax.tree.flatten((args, kwargs))
       arrays = {
           i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array)
@@ -79,11 +81,11 @@ def automatic(
         result: _Result = jax.sharding.auto_axes(
             inside,
             axes=mesh.explicit_axes,
-            out_sharding=outputs(spec_of(like), arguments),
+            out_sharding=out_specs(spec_of(arguments[positions]), arguments),
         )(arrays)
       return result
 
-    return divided
+    return wrapper
 
   return decorate
 
@@ -94,12 +96,12 @@ def leading(spec: PartitionSpec) -> PartitionSpec:
 
 
 def spec_of(x: jax.Array) -> PartitionSpec:
-  """Returns how an array is divided, as far as its type says so."""
-  spec = jax.typeof(x).sharding.spec
-  return PartitionSpec(*spec, *[None] * (jnp.ndim(x) - len(spec)))
+  """Returns the partition spec in an array's type; Auto axes are not in it."""
+  spec: PartitionSpec = jax.typeof(x).sharding.spec
+  return spec
 
 
 def _mesh(x: jax.Array) -> AbstractMesh:
-  """Returns the mesh of an array, or that of the context."""
+  """Returns the mesh of an array, or else that of the context."""
   mesh = jax.typeof(x).sharding.mesh
   return jax.sharding.get_abstract_mesh() if mesh.empty else mesh

@@ -120,14 +120,14 @@ def component_variance(
 
 
 def _specs(z_hat: PartitionSpec, arguments: dict[str, Any]) -> Latents:
-  """Returns how `Latents` are divided over an Explicit mesh."""
+  """Returns the partition specs of `Latents`."""
   del arguments
   x: Any = placement.leading(z_hat)
-  whole: Any = placement.WHOLE
-  return Latents(x, x, x, x, x, x, q_c=whole)
+  replicated: Any = placement.REPLICATED
+  return Latents(x, x, x, x, x, x, q_c=replicated)
 
 
-@placement.automatic('z_hat', _specs)
+@placement.with_auto_axes('z_hat', _specs)
 def sample_latents(
     key: chex.PRNGKey,
     z_hat: jax.Array,
@@ -236,7 +236,7 @@ def reparameterise(
   return mean + sigma[..., None] * eps
 
 
-@placement.automatic('z_hat', _specs)
+@placement.with_auto_axes('z_hat', _specs)
 def most_probable_latents(
     z_hat: jax.Array,
     weights: jax.Array,

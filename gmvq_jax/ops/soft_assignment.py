@@ -43,8 +43,7 @@ class Plan(NamedTuple):
   """How rows are assigned; static.
 
   Attributes:
-    rows: at a time, on a CPU and on others. None: all of them, in arrays of
-      `[N, C]`.
+    rows: in a tile. None: all N, in arrays of `[N, C]`.
     codes: at a time.
     shards: parts of the rows that are tiled apart.
     kept: whether the backward pass reads `[N, C]` that the forward pass keeps.
@@ -98,9 +97,9 @@ def plan(
       their arguments, but only `plain` has forward-mode derivatives.
     num_rows: N.
     num_codes: C.
-    devices: over which the rows may be divided; see `placement.num_devices`.
-      Those of each device are tiled apart. Where they are divided over fewer,
-      a device has several of these parts.
+    devices: D, from `placement.num_devices`. Rows are split into gcd(N, D)
+      shards, each with its own tiles. If the rows lie on fewer than D devices,
+      each device has several shards.
     whole: whether a tile must hold all codes.
     keep: whether `auto` may be `kept`: where there is a gradient.
   """
@@ -115,18 +114,13 @@ def plan(
   shards = math.gcd(num_rows, devices)
   # All shards may lie on one device.
   at_most = max(_MAX_TILE // shards, 1)
-  codes = num_codes
+  codes, tiles = num_codes, (_CPU_TILE, _ACCELERATOR_TILE)
   if not whole and at_most // codes < _MIN_ROWS:
-    codes = min(_MAX_CODES, num_codes)
-    rows = chunked_map.Rows(*[max(at_most // codes, _MIN_ROWS)] * 2)
-    return Plan(rows, codes, shards)
-
-  def rows_of(tile: int) -> int:
-    rows = max(min(tile, at_most) // codes, _MIN_ROWS)
-    return max(min(rows, at_most // codes), 1)
-
-  rows = chunked_map.Rows(rows_of(_CPU_TILE), rows_of(_ACCELERATOR_TILE))
-  return Plan(rows, codes, shards)
+    codes, tiles = min(_MAX_CODES, num_codes), (at_most, at_most)
+  rows = [max(min(tile, at_most) // codes, _MIN_ROWS) for tile in tiles]
+  if whole:
+    rows = [max(min(x, at_most // codes), 1) for x in rows]
+  return Plan(chunked_map.Rows(*rows), codes, shards)
 
 
 def map_positions(

@@ -174,10 +174,10 @@ QuantizeFn = Callable[
 
 
 def _specs(h: PartitionSpec, arguments: dict[str, Any]) -> Any:
-  """Returns how the results of `apply` are divided over an Explicit mesh."""
-  positions: Any = placement.leading(h)
-  whole: Any = placement.WHOLE
-  quantized = base.Quantized(positions, positions, whole, whole, whole)
+  """Returns the partition specs of the results of `apply`."""
+  x: Any = placement.leading(h)
+  replicated: Any = placement.REPLICATED
+  quantized = base.Quantized(x, x, replicated, replicated, replicated)
   return quantized, jax.tree.map(placement.spec_of, arguments['state'])
 
 
@@ -197,7 +197,7 @@ def as_apply(
     needs: what training needs: 'key', 'temperature', both or neither.
   """
 
-  @placement.automatic('h', _specs)
+  @placement.with_auto_axes('h', _specs)
   def apply(
       params: base.Params,
       state: base.State,
@@ -421,7 +421,7 @@ def loss_shape(
   return math.prod(shape[1:]), math.prod(data_shape[1:])
 
 
-@placement.automatic('codes', lambda codes, _: codes)
+@placement.with_auto_axes('codes', lambda codes, _: codes)
 def look_up(rows: jax.Array, codes: jax.Array) -> jax.Array:
   """Returns the rows `[..., L]` of codes `[...]`; 0 for -1."""
   return zero_unless(codes >= 0, rows[codes])

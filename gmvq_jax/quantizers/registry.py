@@ -37,7 +37,8 @@ FACTORIES: dict[str, Callable[..., base.Quantizer]] = {
     'simvq': simvq,
     'diveq': diveq,
 }
-# Applied in this order, the first innermost, whatever the order in a name.
+# Wrappers are applied in this order: the first is the innermost. The order in a
+# name, such as `vqvae+replace+l2`, does not matter.
 WRAPPERS: dict[str, Callable[..., base.Quantizer]] = {
     'opt': with_alternate_optimization,
     'affine': with_affine,

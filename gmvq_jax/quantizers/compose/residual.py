@@ -178,7 +178,7 @@ def residual(
       total = total + scaled(factor, z)
     return total
 
-  @placement.automatic('h', lambda h, _: placement.leading(h))
+  @placement.with_auto_axes('h', lambda h, _: placement.leading(h))
   def logits(
       params: base.Params, state: base.State, h: jax.Array
   ) -> jax.Array:
@@ -269,7 +269,7 @@ def _sample_depths(
     axis_name: str | None,
 ) -> jax.Array:
   """Returns a random depth for each example, the same at its positions."""
-  # Of the example in the global batch, on however many devices it is.
+  # A depth depends on the index of its example in the global batch alone.
   count = mask.shape[0] if mask.ndim else 1
   seeds = counter_rng.row_seeds(key, count, axis_name=axis_name)
   uniform = counter_rng.uniform(seeds, 1)
