@@ -130,6 +130,7 @@ def gmvq(
           gaussian_noise=gaussian_noise,
           stop_variance_gradient=stop_variance_gradient,
           mask=call.mask,
+          axis_name=call.axis_name,
           method=assignment,
       )
       straight = identity * (z_hat - jax.lax.stop_gradient(z_hat))
@@ -141,6 +142,7 @@ def gmvq(
           codebook,
           two_sigma2=two_sigma2,
           mask=call.mask,
+          axis_name=call.axis_name,
           method=assignment,
       )
 
