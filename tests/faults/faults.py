@@ -860,4 +860,33 @@ FAULTS = (
         "elif field.startswith('quantizer.') and not given:",
         'config mistakes fuzz',
     ),
+    # Placement.
+    _fault(
+        'mesh_of_one_device',
+        'each device tiles its own shard of any mesh',
+        'math.prod(size for size, kind in axes if kind != AxisType.Manual)',
+        '1 + 0 * len(list(axes))',
+        'placement soft_assignment',
+    ),
+    _fault(
+        'explicit_axes_stay',
+        'arrays on Explicit axes are accepted',
+        'if not mesh.explicit_axes:',
+        'if True:',
+        'placement quantizers',
+    ),
+    _fault(
+        'tiles_of_the_other_platform',
+        'on a CPU tiles fit its caches',
+        'cpu, other = (min(n, per_shard) for n in num_rows)',
+        'other, cpu = (min(n, per_shard) for n in num_rows)',
+        'soft_assignment',
+    ),
+    _fault(
+        'depths_by_device',
+        'quantizer dropout is that of the global batch',
+        'row_seeds(key, count, axis_name=axis_name)',
+        'row_seeds(key, count)',
+        'placement',
+    ),
 )
