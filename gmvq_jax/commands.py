@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from gmvq_jax.experiments import log_likelihood
 from gmvq_jax.experiments import sampling
+from gmvq_jax.planning import plan as plan_lib
 from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
 from gmvq_jax.tokenizer import code_files
@@ -35,6 +36,7 @@ class Options(NamedTuple):
   observation_variance: str = ''
   latent_variance: float | None = None
   seed: int = 0
+  topology: str = ''
 
 
 class Mode(NamedTuple):
@@ -184,6 +186,10 @@ def _of_flags():
     raise errors.UserError(line) from error
 
 
+def _plan(options):
+  plan_lib.plan(options.config, options.topology, options.workdir)
+
+
 def _print(summary):
   if distributed.is_first():
     print(json.dumps(summary, indent=2, sort_keys=True))
@@ -206,6 +212,7 @@ _MISSING = {
     'workdir': 'give a directory for the run',
     'input': 'say what is to be read; see --help',
     'output': 'say what is to be written; see --help',
+    'topology': 'give devices, such as v5e:4x4 or h100:1x8',
 }
 _IMAGES = ('workdir', 'input', 'output')
 
@@ -259,5 +266,11 @@ MODES = {
         ' as often as in --input',
         ('workdir', 'output'),
         ('input', 'crop', 'size', 'limit', 'latent_variance', 'seed'),
+    ),
+    'plan': Mode(
+        _plan,
+        'compile the programs of --config for the devices of --topology, which'
+        ' need not be here, and say what they take',
+        ('config', 'topology', 'workdir'),
     ),
 }  # fmt: skip

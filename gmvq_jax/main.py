@@ -81,6 +81,12 @@ _OPTIONS = (
         'bound and sample: around a codeword; by default as the loss.',
     ),
     flags.DEFINE_integer('seed', 0, 'bound and sample: of what is drawn.'),
+    flags.DEFINE_string(
+        'topology',
+        '',
+        'plan: chips of a TPU slice, such as v5e:4x4, or nodes and cards, such'
+        ' as h100:1x8.',
+    ),
 )
 
 

@@ -1,6 +1,7 @@
 """Devices and processes: the mesh, where arrays lie on it, and who speaks."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import json
 import os
 from typing import Any
@@ -98,12 +99,12 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
   Args:
     num_devices: how many; all by default.
   """
-  return _mesh(jax.devices()[:num_devices])
+  return mesh_of(jax.devices()[:num_devices])
 
 
 def local_mesh() -> Mesh:
   """Returns the devices of this process, for what each process does alone."""
-  return _mesh(jax.local_devices())
+  return mesh_of(jax.local_devices())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -139,8 +140,10 @@ def divide(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def _mesh(devices):
-  # Under the default, Explicit, indexing a codebook by sharded codes raises.
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+  """Returns devices along one axis, of this machine or described ones."""
+  # Under the default, Explicit, the networks' layers would have to say how
+  # their results are divided.
   return jax.make_mesh(
       (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
   )

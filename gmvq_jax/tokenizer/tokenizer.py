@@ -12,13 +12,16 @@ Shapes: images `[B, H, W, channels]`, codes `[B, h, w]`; `h = H / f` and `w = W
 """
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec
 import numpy as np
 
@@ -182,53 +185,21 @@ class Tokenizer:
       self, variables: autoencoder.Variables, images: jax.Array
   ) -> jax.Array:
     """The pure function of `encode`, of images that are computed at once."""
-    return self._precisely(self._codes_of, variables, images)
+    return codes_of(self.model, variables, images)
 
   def decode_unit(
       self, variables: autoencoder.Variables, codes: jax.Array
   ) -> jax.Array:
     """The pure function of `decode`, of codes that are computed at once."""
-    return self._precisely(self._images_of, variables, codes)
-
-  def _codes_of(self, variables, images):
-    if images.dtype == jnp.uint8:
-      images = autoencoder.to_unit(images)
-    h, _ = self.model.encode(variables, images)
-    quantized, _ = self.model.quantize(variables, h)
-    return quantized.codes
-
-  def _images_of(self, variables, codes):
-    quantizer = self.model.quantizer
-    z = quantizer.embed(
-        variables.params['quantizer'], variables.quantizer_state, codes
-    )
-    images, _ = self.model.decode(variables, z)
-    return images
-
-  def _precisely(self, function, *args):
-    # The default of accelerators is less, also for float32.
-    with jax.default_matmul_precision('highest'):
-      return function(*args)
+    return images_of(self.model, variables, codes)
 
   @functools.cached_property
   def _encode(self):
-    return self._program(self.encode_unit)
+    return of_each_device(self.encode_unit, self._mesh)
 
   @functools.cached_property
   def _decode(self):
-    return self._program(self.decode_unit)
-
-  def _program(self, function):
-    """Compiles a function of a unit for all devices, each with its own."""
-    batched = PartitionSpec(distributed.AXIS)
-    return jax.jit(
-        jax.shard_map(
-            function,
-            mesh=self._mesh,
-            in_specs=(PartitionSpec(), batched),
-            out_specs=batched,
-        )
-    )
+    return of_each_device(self.decode_unit, self._mesh)
 
   def _in_units(self, program, batch, size):
     """Computes a program of as many images as there are."""
@@ -244,6 +215,61 @@ class Tokenizer:
         done.append(np.asarray(running.popleft()))
     done += map(np.asarray, running)
     return np.concatenate(done)[: len(batch)]
+
+
+def codes_of(
+    model: autoencoder.Autoencoder,
+    variables: autoencoder.Variables,
+    images: jax.Array,
+) -> jax.Array:
+  """Returns the codes `[B, h, w]` of images `[B, H, W, channels]`.
+
+  Args:
+    model: networks and quantizer.
+    variables: of the model.
+    images: uint8, or floats in [0, 1].
+  """
+  # The default of accelerators is less, also for float32.
+  with jax.default_matmul_precision('highest'):
+    if images.dtype == jnp.uint8:
+      images = autoencoder.to_unit(images)
+    h, _ = model.encode(variables, images)
+    quantized, _ = model.quantize(variables, h)
+    return quantized.codes
+
+
+def images_of(
+    model: autoencoder.Autoencoder,
+    variables: autoencoder.Variables,
+    codes: jax.Array,
+) -> jax.Array:
+  """Returns the images of codes; see `codes_of`."""
+  with jax.default_matmul_precision('highest'):
+    z = model.quantizer.embed(
+        variables.params['quantizer'], variables.quantizer_state, codes
+    )
+    images, _ = model.decode(variables, z)
+    return images
+
+
+def of_each_device(
+    function: Callable[[Any, jax.Array], jax.Array], mesh: Mesh
+) -> Callable[[Any, jax.Array], jax.Array]:
+  """Returns a jitted function of which each device computes its own part.
+
+  Args:
+    function: of variables and a batch.
+    mesh: of `distributed.mesh_of`.
+  """
+  batched = PartitionSpec(distributed.AXIS)
+  return jax.jit(
+      jax.shard_map(
+          function,
+          mesh=mesh,
+          in_specs=(PartitionSpec(), batched),
+          out_specs=batched,
+      )
+  )
 
 
 def unit_size(height: int, width: int, platform: str) -> int:

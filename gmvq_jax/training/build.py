@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import optax
 
@@ -165,7 +166,10 @@ def abstract_state(
 
 
 def of(
-    config: ConfigDict, image_shape: tuple[int, ...], num_steps: int
+    config: ConfigDict,
+    image_shape: tuple[int, ...],
+    num_steps: int,
+    mesh: Mesh | None = None,
 ) -> Programs:
   """Returns the programs of a configuration, the same for the same.
 
@@ -173,6 +177,7 @@ def of(
     config: one that `config_checks.validate` passes.
     image_shape: `(H, W, channels)`.
     num_steps: of the whole run.
+    mesh: what they are compiled for; by default all devices.
   """
   fields = config.to_dict()
   numbers = numbers_of(config)
@@ -180,13 +185,14 @@ def of(
     del fields[name]
   for name in numbers['quantizer']:
     del fields['quantizer'][name]
-  return _programs(json.dumps(fields, sort_keys=True), image_shape, num_steps)
+  mesh = mesh or distributed.data_mesh()
+  described = json.dumps(fields, sort_keys=True)
+  return _programs(described, image_shape, num_steps, mesh)
 
 
 @functools.lru_cache(maxsize=4)
-def _programs(fields, image_shape, num_steps):
+def _programs(fields, image_shape, num_steps, mesh):
   config = ConfigDict(json.loads(fields))
-  mesh = distributed.data_mesh()
   loss = losses.get(config.reconstruction_loss, image_shape)
   channels = image_shape[-1]
 

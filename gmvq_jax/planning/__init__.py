@@ -1,0 +1,1 @@
+"""Compiling the programs of a configuration for devices that are not here."""
