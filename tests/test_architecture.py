@@ -19,6 +19,7 @@ BELOW = {
 }
 BELOW['tokenizer'] = {*BELOW['training'], 'training'}
 BELOW['experiments'] = {*BELOW['tokenizer'], 'tokenizer'}
+BELOW['planning'] = {*BELOW['tokenizer'], 'tokenizer'}
 
 
 def imported_rooms(path):

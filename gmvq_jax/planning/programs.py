@@ -57,7 +57,7 @@ def of(
   numbers = build.numbers_of(config)
   programs = build.of(config, shape, _STEPS, mesh)
   model = build.build_model(config, numbers, shape[-1])
-  whole, divided = distributed.replicated(mesh), distributed.batched(mesh)
+  whole, sharded = distributed.replicated(mesh), distributed.batched(mesh)
 
   def like(tree: Any) -> Any:
     return jax.tree.map(
@@ -65,7 +65,7 @@ def of(
     )
 
   def array(size: int, *rest: int, dtype: Any = jnp.uint8) -> Any:
-    return jax.ShapeDtypeStruct((size, *rest), dtype, sharding=divided)
+    return jax.ShapeDtypeStruct((size, *rest), dtype, sharding=sharded)
 
   state = like(build.abstract_state(config, shape[-1]))
   variables = state.eval_variables
@@ -75,10 +75,11 @@ def of(
   images = array(per_batch, *shape)
   mask = array(per_batch, dtype=jnp.bool_)
   platform = mesh.devices.flat[0].platform
-  unit = tokenizer.unit_size(*shape[:2], platform) * mesh.size
+  height, width, _ = shape
+  unit = tokenizer.unit_size(height, width, platform) * mesh.size
   factor = 2**config.network.num_downsamplings
   codes = array(
-      unit, shape[0] // factor, shape[1] // factor, *model.quantizer.code_shape,
+      unit, height // factor, width // factor, *model.quantizer.code_shape,
       dtype=jnp.int32,
   )  # fmt: skip
 
@@ -116,13 +117,13 @@ def train_step(
 ) -> Program:
   """Returns the train step of batches of another size; see `of`."""
   numbers = build.numbers_of(config)
-  program = build.of(config, shape, _STEPS, mesh).train_step
-  whole, divided = distributed.replicated(mesh), distributed.batched(mesh)
+  program: Any = build.of(config, shape, _STEPS, mesh).train_step
+  whole, sharded = distributed.replicated(mesh), distributed.batched(mesh)
   state = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
       build.abstract_state(config, shape[-1]),
   )
   images = jax.ShapeDtypeStruct(
-      (batch_size, *shape), jnp.uint8, sharding=divided
+      (batch_size, *shape), jnp.uint8, sharding=sharded
   )
   return Program(batch_size, lambda: program.lower(numbers, state, images))

@@ -66,7 +66,8 @@ class Topology(NamedTuple):
     name: as the user gave it, such as `v5e:4x4`.
     devices: for a mesh.
     memory: of each, in bytes.
-    clock_hz: of its cores; None where it is not known.
+    clock_hz: of a TPU's cores; None where it is not known.
+    peak_flops: of a TPU a second, in bfloat16; None for GPUs.
     compiler_options: of `jax.stages.Lowered.compile`.
   """
 
@@ -74,6 +75,7 @@ class Topology(NamedTuple):
   devices: Sequence[jax.Device]
   memory: int
   clock_hz: float | None
+  peak_flops: float | None
   compiler_options: Mapping[str, Any]
 
 
@@ -123,6 +125,7 @@ def find(name: str) -> Topology:
       described.devices,
       target['memory'],
       target.get('clock_hz'),
+      target.get('peak_flops'),
       {} if of_tpus else {'xla_gpu_autotune_level': 0},
   )
 

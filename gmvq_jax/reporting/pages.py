@@ -1,6 +1,7 @@
 """`report.html`: all there is to see of a run, on one page by itself."""
 
 import base64
+from collections.abc import Sequence
 import importlib.metadata
 import math
 import os
@@ -46,6 +47,7 @@ class Contents(NamedTuple):
     codebook: `[C, L]`, what the decoder sees for each code.
     code_counts: `[C]`, over the test split.
     num_steps: of the whole run.
+    plans: what `--mode=plan` wrote, for each topology.
   """
 
   fields: dict[str, Any]
@@ -60,6 +62,7 @@ class Contents(NamedTuple):
   codebook: np.ndarray
   code_counts: np.ndarray
   num_steps: int
+  plans: Sequence[dict[str, Any]] = ()
 
 
 def write(path: pathlib.Path, contents: Contents) -> None:
@@ -88,6 +91,7 @@ def render(contents: Contents) -> str:
           (k, v, v != defaults.get(k, v)) for k, v in sorted(fields.items())
       ],
       versions=versions(),
+      plans=contents.plans,
   )
 
 

@@ -1,5 +1,6 @@
 """What a run comes to: its test metrics, and the report."""
 
+import json
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -18,6 +19,9 @@ from gmvq_jax.training import config as config_lib
 from gmvq_jax.training import experiment as experiment_lib
 from gmvq_jax.training import metric_writer
 from gmvq_jax.training import train_step
+
+# What `--mode=plan` writes into a work directory.
+PLANS = 'plans/*.json'
 
 # Pixels in the images that a report takes apart, and how many of them.
 _DISSECTED_PIXELS = 2**19
@@ -103,6 +107,7 @@ def write_report(
       codebook=codebook,
       code_counts=result.code_counts,
       num_steps=experiment.num_steps,
+      plans=[json.loads(x.read_text()) for x in sorted(path.glob(PLANS))],
   )
   pages.write(path / 'report.html', contents)
 

@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import io
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -204,3 +205,30 @@ def test_curves_leave_out_what_is_not_finite():
 )
 def test_numbers_have_three_digits(value, text):
   assert pages.significant(value) == text
+
+
+def test_plans_have_a_table_each(brief, rendered):
+  program = {
+      'images': 16, 'fits': True, 'needed': 3 * 2**20,
+      'sizes': {'arguments': 2**20, 'temporaries': 2**21},
+      'flops': 4.56e9, 'estimated_seconds': 7.89e-3,
+      'sent': [{'bytes': 2**19}, {'bytes': 2**18}],
+  }  # fmt: skip
+  refused = program | {
+      'fits': False, 'sizes': None, 'flops': None, 'estimated_seconds': None,
+      'sent': [],
+  }  # fmt: skip
+  plan = {
+      'topology': 'v5e:2x2', 'devices': 4, 'device_kind': 'TPU v5 lite',
+      'memory': 2**34, 'jax': '0.10', 'largest_batch': 512,
+      'programs': {'train step': program, 'encode': refused},
+  }  # fmt: skip
+  page = pages.render(brief._replace(plans=[plan]))
+  cells = re.findall(r'<td>(.*?)</td>', page.partition('On v5e:2x2')[2])
+  assert cells[:9] == [
+      'train step', '16', 'yes', '1.00', '2.00', '3.00', '0.750', '4.56',
+      '7.89',
+  ]  # fmt: skip
+  assert cells[9:18] == ['encode', '16', 'no', '', '', '3.00', '0', '', '']
+  assert 'batch that fits is 512' in page
+  assert 'largest batch' not in rendered
