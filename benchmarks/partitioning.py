@@ -19,6 +19,8 @@ from ml_collections import config_flags  # noqa: E402
 import scaling  # noqa: E402
 import timing  # noqa: E402
 
+from gmvq_jax.planning import hlo  # noqa: E402
+
 
 def _runner(compiled, arguments):
   state, images = arguments()
@@ -46,7 +48,9 @@ def main(_):
     kinds[name] = _runner(compiled, arguments)
     memory = compiled.memory_analysis()
     result[name] = {
-        'sent': scaling.sent(compiled.as_text()),
+        'sent': [
+            x._asdict() for x in hlo.collectives(compiled.as_text())
+        ],
         'mib_of_state': memory.argument_size_in_bytes / 2**20,
         'mib_of_temporaries': memory.temp_size_in_bytes / 2**20,
     }

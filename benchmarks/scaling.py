@@ -1,8 +1,6 @@
 """What a train step holds and sends, read off its program and by formulas."""
 
-import collections
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,27 +10,6 @@ from gmvq_jax.runtime import distributed
 from gmvq_jax.training import build
 from gmvq_jax.training import schedules
 from gmvq_jax.training import train_step
-
-_KINDS = (
-    'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
-    'ragged-all-to-all', 'collective-permute', 'collective-broadcast',
-)  # fmt: skip
-_SENT = re.compile(rf'= (.*?) ({"|".join(_KINDS)})(?:-start)?\(')
-_ARRAY = re.compile(r'(pred|[a-z]+(\d+))\[([\d,]*)\]')
-
-
-def sent(hlo: str) -> dict[str, int]:
-  """Returns the collectives of a compiled program: bytes by kind and shape.
-
-  Of what is started and waited for later, operands are counted with results.
-  """
-  result = collections.Counter()
-  for shapes, kind in _SENT.findall(hlo):
-    for dtype, bits, dims in _ARRAY.findall(shapes):
-      sizes = [int(n) for n in dims.split(',') if n]
-      size = int(np.prod(sizes)) * int(bits or 8) // 8
-      result[f'{kind} {dtype}[{dims}]'] += size
-  return dict(result)
 
 
 def predicted(config, image_size, num_devices):
@@ -57,7 +34,7 @@ def predicted(config, image_size, num_devices):
   pixels = config.batch_size * image_size**2 / num_devices
   return {
       'state': 4 * (copies * params + 2 * stats) + 24,
-      'sent': 4 * (params + 2 * codes * (dim + 1) + 3 * stats // 2 + dim + 11),
+      'sent': 4 * (params + 2 * codes + 3 * stats // 2 + dim + 10),
       'temporaries': 1140 * pixels + 4 * params + 14 * codes * dim,
   }
 

@@ -320,7 +320,6 @@ def _assign(
   In tiles it holds no array of `[N, C]`, and all gradients of the codebook are
   added up within them, so that devices send one sum.
   """
-  centre = centre_of(codebook)
 
   def of_rows(
       plan: soft_assignment.Plan,
@@ -330,11 +329,12 @@ def _assign(
       seeds: jax.Array | None,
   ) -> tuple[jax.Array, Any]:
     z_hat, weights = jnp.split(rows, 2, axis=-1)
+    codebook, centre = params['codebook'], params['centre']
     assigned = soft_assignment.assign(
         plan,
-        queries(z_hat, weights, params['centre']),
-        params['keys'],
-        params['codebook'],
+        queries(z_hat, weights, centre),
+        keys(codebook, centre),
+        codebook,
         weights=row_weights,
         seeds=seeds,
         temperature=params['temperature'],
@@ -347,8 +347,7 @@ def _assign(
       of_rows,
       {
           'codebook': codebook,
-          'centre': centre,
-          'keys': keys(codebook, centre),
+          'centre': centre_of(codebook),
           'temperature': jnp.asarray(temperature, codebook.dtype),
       },
       jnp.concatenate([z_hat, weights], axis=-1),

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from gmvq_jax.planning import hlo
 from gmvq_jax.training import config as config_lib
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / 'benchmarks'))
@@ -39,7 +40,7 @@ def test_the_formulas(batch_size, codes, dim, size, devices, ema_decay):
   memory = program.memory_analysis()
   # What is donated is the state.
   assert memory.alias_size_in_bytes == expected['state']
-  sent = sum(scaling.sent(program.as_text()).values())
+  sent = sum(x.bytes for x in hlo.collectives(program.as_text()))
   # XLA may send a sum or two more, or less.
   assert sent == pytest.approx(expected['sent'], rel=1e-4)
   temporaries = memory.temp_size_in_bytes
@@ -54,20 +55,5 @@ def test_nothing_that_is_sent_grows_with_the_batch():
         batch_size, 256, 8, 16, 4, ema_decay=0.5,
         network=dict(width=8, encoder_blocks=0, decoder_blocks=0),
     )  # fmt: skip
-    sent.append(scaling.sent(program.as_text()))
+    sent.append(hlo.collectives(program.as_text()))
   assert sent[0] == sent[1]
-
-
-def test_bytes_are_read_from_a_program():
-  text = """
-    %a = (f32[8,4]{1,0}, s32[3]{0}) all-reduce(%x, %y), replica_groups={}
-    %b = bf16[16]{0} all-gather-start(%x), dimensions={0}
-    ROOT %c = f32[] all-reduce(%x)
-    %d = f32[99]{0} add(%x, %y)
-  """
-  assert scaling.sent(text) == {
-      'all-reduce f32[8,4]': 128,
-      'all-reduce s32[3]': 12,
-      'all-gather bf16[16]': 32,
-      'all-reduce f32[]': 4,
-  }
