@@ -27,6 +27,7 @@ _CARDS_PER_NODE = 8
 
 # libtpu asks for these where there is no TPU; their values do not matter.
 _TPU_ENVIRONMENT = {
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_WORKER_ID': '0',
