@@ -344,9 +344,11 @@ def _over_codes(
     if not tiling.noisy:
       return logits, logits
     assert seeds is not None
-    return logits, logits + counter_rng.gumbel(
+    noise = counter_rng.gumbel(
         seeds, part.size, first_column=part.start, dtype=logits.dtype
     )
+    # Else XLA makes the noise again for each of its uses.
+    return logits, logits + jax.lax.optimization_barrier(noise)
 
   if tiling.codes == len(keys):
     everything = _Part(0, tiling.codes)

@@ -68,7 +68,9 @@ def _compute(
   # A sample of it, and the relaxed one-hot.
   scores, chosen = centred, None
   if noisy:
-    scores += counter_rng.gumbel(seeds, len(keys), dtype=centred.dtype)
+    noise = counter_rng.gumbel(seeds, len(keys), dtype=centred.dtype)
+    # Else XLA makes the noise again for each of its uses.
+    scores += jax.lax.optimization_barrier(noise)
   best, codes = numerics.argmax(scores)
   relaxed = jnp.zeros((len(queries), values.shape[1]), values.dtype)
   relaxed += 0 * best[:, None]  # So that a NaN is seen.
@@ -120,7 +122,10 @@ def _backward(
     if soft:
       d_values = product((d_relaxed / norm[:, None]).T, one_hot).T
 
-  d_logits = jnp.broadcast_to(d_logits, probs.shape)
+  # Else XLA computes them again for each of the products.
+  d_logits = jax.lax.optimization_barrier(
+      jnp.broadcast_to(d_logits, probs.shape)
+  )
   d_queries = product(d_logits, keys)
   d_keys = product(queries.T, d_logits).T
   return d_queries, d_keys, d_values, d_temperature, d_weights, None

@@ -27,7 +27,7 @@ from gmvq_jax.ops import placement
 METHODS = ('auto', 'plain', 'kept', 'tiled')
 
 # From so many logits on, probabilities are kept or computed in tiles; up to so
-# many they are kept.
+# many on each device they are kept.
 _LARGE = 2**20
 _KEPT = 2**25
 # Logits in a tile, for the caches of a CPU and to fill an accelerator; where
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
   Attributes:
     rows: in a tile. None: all N, in arrays of `[N, C]`.
     codes: at a time.
-    shards: parts of the rows that are tiled apart.
+    shards: parts of the rows, each computed by itself.
     kept: whether the backward pass reads `[N, C]` that the forward pass keeps.
   """
 
@@ -93,25 +93,26 @@ def plan(
   Args:
     method: `plain` holds arrays of `[N, C]`, `kept` two of them until the
       backward pass, `tiled` none. `auto` is `plain` for small ones, `kept` up
-      to 2^25 logits on one device, else `tiled`. They are the same function of
-      their arguments, but only `plain` has forward-mode derivatives.
+      to 2^25 logits a device, else `tiled`. They are the same function of their
+      arguments, but only `plain` has forward-mode derivatives.
     num_rows: N.
     num_codes: C.
     devices: D, from `placement.num_devices`. Rows are split into gcd(N, D)
-      shards, each with its own tiles. If the rows lie on fewer than D devices,
-      each device has several shards.
+      shards. If the rows lie on fewer than D devices, each device has several
+      shards, and `kept` holds that many times as much.
     whole: whether a tile must hold all codes.
     keep: whether `auto` may be `kept`: where there is a gradient.
   """
+  shards = math.gcd(num_rows, devices)
   if method == 'auto':
     size = num_rows * num_codes
     method = 'plain' if size < _LARGE else 'tiled'
-    if keep and devices == 1 and _LARGE <= size <= _KEPT:
+    if keep and shards == devices and _LARGE <= size <= _KEPT * shards:
       method = 'kept'
-  if method in ('plain', 'kept') or not num_rows:
-    kept = method == 'kept' and num_rows > 0 and not whole
-    return Plan(None, num_codes, 1, kept)
-  shards = math.gcd(num_rows, devices)
+  if method == 'plain' or not num_rows or (method == 'kept' and whole):
+    return Plan(None, num_codes, 1)
+  if method == 'kept':
+    return Plan(None, num_codes, shards, kept=True)
   # All shards may lie on one device.
   at_most = max(_MAX_TILE // shards, 1)
   codes, tiles = num_codes, (_CPU_TILE, _ACCELERATOR_TILE)
@@ -170,7 +171,7 @@ def map_positions(
     return function(this_plan, params, *rows, seeds)
 
   if this_plan.rows is None:
-    total, results = of_rows(params, rows, seeds)
+    total, results = _by_shards(of_rows, this_plan.shards, params, rows, seeds)
   else:
     total, results = chunked_map.map_rows(
         of_rows,
@@ -184,6 +185,34 @@ def map_positions(
   q_c = total / jnp.maximum(count, jnp.finfo(total.dtype).tiny)
   return q_c, jax.tree.map(
       lambda x: x.reshape(*mask.shape, *x.shape[1:]), results
+  )
+
+
+def _by_shards(
+    function: Callable[..., tuple[jax.Array, Any]],
+    shards: int,
+    params: Any,
+    rows: Any,
+    seeds: Any,
+) -> tuple[jax.Array, Any]:
+  """Returns the function of all rows, of which each shard computes its own.
+
+  Each shard has a copy of the parameters, so that their gradients are added up
+  within a shard first: devices send one sum for each parameter.
+  """
+  if shards == 1:
+    return function(params, rows, seeds)
+
+  def split(x: jax.Array) -> jax.Array:
+    return x.reshape(shards, -1, *x.shape[1:])
+
+  totals, results = jax.vmap(function)(
+      jax.tree.map(lambda x: jnp.broadcast_to(x, (shards, *x.shape)), params),
+      jax.tree.map(split, rows),
+      jax.tree.map(split, seeds),
+  )
+  return jnp.sum(totals, axis=0), jax.tree.map(
+      lambda x: x.reshape(-1, *x.shape[2:]), results
   )
 
 

@@ -333,24 +333,28 @@ def compiled_gradient(name, method, num_codes, max_codes=None, mesh=(8,)):
 
 
 @pytest.mark.parametrize(
-    'name, max_codes, mesh',
+    'name, method, max_codes, mesh',
     [
-        ('gmvq', None, (8,)),
-        ('sqvae', None, (-4, 2)),
-        ('gumbel', 128, (-8,)),
+        ('gmvq', 'tiled', None, (8,)),
+        ('gmvq', 'auto', None, (-4, 2)),
+        ('sqvae', 'tiled', None, (-4, 2)),
+        ('gumbel', 'tiled', 128, (-8,)),
         *(
-            pytest.param(name, max_codes, mesh, marks=pytest.mark.slow)
+            pytest.param(name, method, max_codes, mesh, marks=pytest.mark.slow)
             for name in ('gmvq', 'sqvae', 'gumbel')
-            for max_codes in (None, 128)
+            for method, max_codes in (
+                ('tiled', None),
+                ('tiled', 128),
+                ('auto', None),
+            )
             for mesh in ((8,), (-8,), (4, 2), (-4, -2))
         ),
     ],
 )
-def test_no_collective_grows_with_the_rows(name, max_codes, mesh):
+def test_no_collective_grows_with_the_rows(name, method, max_codes, mesh):
+  """Tiled, or (`auto`) with what is kept on each device."""
   num_codes, dim = 1000, 64
-  text = compiled_gradient(
-      name, 'tiled', num_codes, max_codes, mesh
-  ).as_text()
+  text = compiled_gradient(name, method, num_codes, max_codes, mesh).as_text()
   # None within a loop, which would send it for every tile.
   before, entry = text.split('ENTRY ')
   assert not collectives(before)
@@ -360,7 +364,7 @@ def test_no_collective_grows_with_the_rows(name, max_codes, mesh):
   # Gradients of the codebook are L times larger.
   of_codes = [s for s in sizes if num_codes <= s < num_codes * dim]
   assert len(of_codes) <= 2, sizes
-  assert max(sizes) <= num_codes * (2 * dim + 3)
+  assert max(sizes) <= num_codes * (dim + 3)
 
 
 def test_memory_is_a_ninth_of_the_plain_version():
@@ -396,6 +400,8 @@ def test_auto_chooses_by_size_and_devices(monkeypatch):
   assert plan(num_rows=10, devices=1, keep=True).kept
   assert plan(num_rows=10, devices=1).rows is not None
   assert plan(num_rows=20, devices=1, keep=True).rows is not None
+  assert plan(num_rows=16, devices=8, keep=True)[1:] == (111, 8, True)
+  assert plan(num_rows=160, devices=8, keep=True).rows is not None
 
 
 def test_a_tile_holds_few_rows_and_few_codes():
