@@ -36,7 +36,10 @@ _TOPOLOGIES = flags.DEFINE_list(
 _CODES = flags.DEFINE_list('codes', ['1024', '65536'], 'Numbers of codes.')
 _OUTPUT = flags.DEFINE_string('output', '', 'Where the result is written.')
 # Configurations, and how many images a device takes.
-_CASES = {'cifar10': 256, 'celeba': 64}
+_PER_DEVICE = {'cifar10': 256, 'celeba': 64}
+_CONFIGURATIONS = flags.DEFINE_list(
+    'configurations', list(_PER_DEVICE), 'Which of them.'
+)
 
 
 def measure(name, per_device, num_codes, topology):
@@ -70,11 +73,11 @@ def main(_):
   rows = known.get('rows', [])
   done = {(r['configuration'], r['codes'], r['topology']) for r in rows}
   for topology in _TOPOLOGIES.value:
-    for name, per_device in _CASES.items():
+    for name in _CONFIGURATIONS.value:
       for codes in map(int, _CODES.value):
         if (name, codes, topology) in done:
           continue
-        rows.append(measure(name, per_device, codes, topology))
+        rows.append(measure(name, _PER_DEVICE[name], codes, topology))
         print(json.dumps(rows[-1]), flush=True)
         if path:
           files.write_json(

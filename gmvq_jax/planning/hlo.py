@@ -9,6 +9,8 @@ _KINDS = (
     'all-reduce', 'all-gather', 'all-to-all', 'collective-broadcast',
     'collective-permute', 'ragged-all-to-all', 'reduce-scatter',
 )  # fmt: skip
+# The compiler writes about 2^63 for what it cannot estimate.
+_MOST_CYCLES = 2**60
 _BITS = {'pred': 8, 'token': 0, 'bf16': 16}
 
 
@@ -63,12 +65,16 @@ def collectives(text: str) -> list[Collective]:
 def cycles(text: str) -> int | None:
   """Returns the sum of the cycles that a TPU's compiler expects of operations.
 
-  None where it says nothing of them. What overlaps is counted twice.
+  None where it says nothing of them, or does not know them for one of them.
+  What overlaps is counted twice.
   """
   total = 0
   for times, instruction in _executed(text):
     expected = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
-    total += times * int(expected[1]) if expected else 0
+    found = int(expected[1]) if expected else 0
+    if found > _MOST_CYCLES:
+      return None
+    total += times * found
   return total or None
 
 

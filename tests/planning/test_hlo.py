@@ -63,6 +63,8 @@ def test_each_form_of_collective_is_counted():
 def test_cycles_of_loops_are_counted_each_time():
   assert hlo.cycles(PROGRAM) == 12 * 100 + 11
   assert hlo.cycles(PROGRAM.replace('estimated_cycles', 'other')) is None
+  unknown = PROGRAM.replace('"11"', f'"{2**63 - 1}"')
+  assert hlo.cycles(unknown) is None
 
 
 def test_a_real_program():
