@@ -81,7 +81,7 @@ def main(_):
         print(json.dumps(rows[-1]), flush=True)
         if path:
           files.write_json(
-              path, {'jax': jax.__version__, 'rows': rows}
+              path, known | {'jax': jax.__version__, 'rows': rows}
           )
 
 
