@@ -14,8 +14,8 @@ from gmvq_jax.runtime import distributed
 from gmvq_jax.runtime import errors
 from gmvq_jax.runtime import files
 from gmvq_jax.training import config_checks
+from gmvq_jax.training import summary
 
-FOLDER = 'plans'
 TRAIN_STEP = 'train step'
 
 
@@ -48,7 +48,7 @@ def plan(config: ConfigDict, topology: str, workdir: str) -> dict[str, Any]:
   count = len(target.devices)
   config_checks.validate_data(config, shape, _enough_images(config), count)
   mesh = distributed.mesh_of(target.devices)
-  path = files.create(workdir) / FOLDER
+  path = files.create(workdir) / summary.PLANS
   path.mkdir(exist_ok=True)
 
   result: dict[str, Any] = {

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -138,11 +139,8 @@ def _tpus(kind, shape, target):
   _need('libtpu', kind)
   for variable, value in _TPU_ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
-  chips = 1
-  for size in shape:
-    chips *= size
   options = dict(target.get('options', {}))
-  if chips < 4:  # Of one machine, which may have fewer.
+  if math.prod(shape) < 4:  # Of one machine, which may have fewer.
     options['chips_per_host_bounds'] = (shape + [1])[:3]
   return topologies.get_topology_desc(
       platform='tpu',

@@ -143,7 +143,7 @@ def divide(tree: Any, mesh: Mesh) -> Any:
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
   """Returns devices along one axis, of this machine or described ones."""
   # Under the default, Explicit, the networks' layers would have to say how
-  # their results are divided.
+  # their results are sharded.
   return jax.make_mesh(
       (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
   )

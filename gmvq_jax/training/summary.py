@@ -20,8 +20,8 @@ from gmvq_jax.training import experiment as experiment_lib
 from gmvq_jax.training import metric_writer
 from gmvq_jax.training import train_step
 
-# What `--mode=plan` writes into a work directory.
-PLANS = 'plans/*.json'
+# Of a work directory, for what `--mode=plan` writes.
+PLANS = 'plans'
 
 # Pixels in the images that a report takes apart, and how many of them.
 _DISSECTED_PIXELS = 2**19
@@ -107,7 +107,10 @@ def write_report(
       codebook=codebook,
       code_counts=result.code_counts,
       num_steps=experiment.num_steps,
-      plans=[json.loads(x.read_text()) for x in sorted(path.glob(PLANS))],
+      plans=[
+          json.loads(plan.read_text())
+          for plan in sorted(path.glob(f'{PLANS}/*.json'))
+      ],
   )
   pages.write(path / 'report.html', contents)
 
